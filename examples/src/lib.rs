@@ -1,0 +1,3 @@
+//! What a workload does with an SVID. [`mtls`] is the whole of sidecar-free mutual TLS.
+
+pub mod mtls;
