@@ -1,0 +1,104 @@
+//! When credentials are renewed and authorities change over. Plain arithmetic: the caller brings the time and the
+//! chance.
+//!
+//! The rules are those of SPIRE, so that mixed fleets behave alike.
+
+use std::time::{Duration, SystemTime};
+
+/// How far behind the clock of the issuer the validity of an SVID starts, for verifiers whose clocks are late.
+pub const BACKDATE: Duration = Duration::from_secs(10);
+
+/// An availability target below this is refused in configuration.
+pub const MIN_AVAILABILITY_TARGET: Duration = Duration::from_secs(24 * 3600);
+
+/// The most that chance adds to an availability target.
+pub const MAX_TARGET_JITTER: Duration = Duration::from_secs(10 * 60);
+
+/// An availability target counts only if it leaves more than this of the lifetime.
+const TARGET_GRACE: Duration = Duration::from_secs(12 * 3600);
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const PREPARE_CAP: Duration = DAY.saturating_mul(30);
+const ACTIVATE_CAP: Duration = DAY.saturating_mul(7);
+const PREPARE_DIVISOR: u32 = 2;
+const ACTIVATE_DIVISOR: u32 = 6;
+
+/// When an SVID or a token is due for renewal: when half its life is left, moved by `jitter` times that half
+/// (-0.1 to 0.1, clamped; above zero is earlier), so that a fleet does not renew at once.
+pub fn renew_at(not_before: SystemTime, not_after: SystemTime, jitter: f64) -> SystemTime {
+    let jitter = if jitter.is_finite() { jitter.clamp(-0.1, 0.1) } else { 0.0 };
+    let half = lifetime(not_before, not_after) / 2;
+    before(not_after, half.mul_f64(1.0 + jitter), not_before)
+}
+
+/// When an X509-SVID is due if the operator wants `target` to be left at any time: when `target` plus `target_jitter`
+/// (0 to [`MAX_TARGET_JITTER`], clamped) is left, or by [`renew_at`], whichever comes first. A target that the lifetime
+/// cannot meet ([`target_fits`]) is ignored.
+pub fn renew_at_with_target(
+    not_before: SystemTime,
+    not_after: SystemTime,
+    jitter: f64,
+    target: Duration,
+    target_jitter: Duration,
+) -> SystemTime {
+    let by_half = renew_at(not_before, not_after, jitter);
+    if !target_fits(lifetime(not_before, not_after), target) {
+        return by_half;
+    }
+    let remaining = target.saturating_add(target_jitter.min(MAX_TARGET_JITTER));
+    before(not_after, remaining, not_before).min(by_half)
+}
+
+/// Whether a lifetime is long enough for an availability target: more than 12 hours must lie before it. A target of
+/// zero stands for none.
+pub fn target_fits(lifetime: Duration, target: Duration) -> bool {
+    !target.is_zero() && lifetime.saturating_sub(target) > TARGET_GRACE
+}
+
+/// Whether an X509-SVID has expired. Its last instant still counts as valid (RFC 5280 §4.1.2.5).
+pub fn x509_is_expired(not_after: SystemTime, now: SystemTime) -> bool {
+    now > not_after
+}
+
+/// Whether a token has expired. The instant of `exp` counts as expired (RFC 7519 §4.1.4).
+pub fn token_is_expired(expires_at: SystemTime, now: SystemTime) -> bool {
+    now >= expires_at
+}
+
+/// The validity of a new SVID: backdated by [`BACKDATE`], and never longer than its authority's.
+pub fn svid_validity(
+    now: SystemTime,
+    ttl: Duration,
+    authority_not_after: SystemTime,
+) -> (SystemTime, SystemTime) {
+    let not_after = now.checked_add(ttl).map_or(authority_not_after, |end| end.min(authority_not_after));
+    (before(now, BACKDATE, now), not_after)
+}
+
+/// After this instant the successor of an authority is prepared: when half its life is left, but at most 30 days.
+pub fn prepare_at(issued_at: SystemTime, not_after: SystemTime) -> SystemTime {
+    before(not_after, (lifetime(issued_at, not_after) / PREPARE_DIVISOR).min(PREPARE_CAP), issued_at)
+}
+
+/// After this instant the successor of an authority takes over: when a sixth of its life is left, but at most 7 days.
+pub fn activate_at(issued_at: SystemTime, not_after: SystemTime) -> SystemTime {
+    before(not_after, (lifetime(issued_at, not_after) / ACTIVATE_DIVISOR).min(ACTIVATE_CAP), issued_at)
+}
+
+/// The longest SVID lifetime that an authority of this lifetime never cuts short.
+pub fn longest_svid_ttl(authority_ttl: Duration) -> Duration {
+    (authority_ttl / ACTIVATE_DIVISOR).min(ACTIVATE_CAP)
+}
+
+/// The shortest authority lifetime that never cuts SVIDs of this lifetime short, or nothing if there is none.
+pub fn shortest_authority_ttl(svid_ttl: Duration) -> Option<Duration> {
+    (svid_ttl <= ACTIVATE_CAP).then(|| svid_ttl.saturating_mul(ACTIVATE_DIVISOR))
+}
+
+fn lifetime(from: SystemTime, to: SystemTime) -> Duration {
+    to.duration_since(from).unwrap_or(Duration::ZERO)
+}
+
+fn before(instant: SystemTime, by: Duration, otherwise: SystemTime) -> SystemTime {
+    instant.checked_sub(by).unwrap_or(otherwise)
+}
