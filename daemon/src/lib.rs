@@ -1,1 +1,11 @@
+//! What any long-running program wants: time, listeners, settings, logs, keys. Knows no agents and no entries.
 
+pub mod backoff;
+pub mod clock;
+pub mod dial;
+pub mod keys;
+pub mod listen;
+pub mod private_file;
+pub mod ready;
+pub mod run;
+pub mod settings;
