@@ -1,5 +1,6 @@
 //! What any long-running program wants: time, listeners, settings, logs, keys. Knows no agents and no entries.
 
+pub mod argv;
 pub mod backoff;
 pub mod clock;
 pub mod dial;
@@ -9,3 +10,4 @@ pub mod private_file;
 pub mod ready;
 pub mod run;
 pub mod settings;
+pub mod telemetry;
