@@ -132,3 +132,69 @@ pub fn no_wildcard_overlap(names: &[String]) -> Result<(), DnsNameError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_hosts_are_accepted() {
+        let longest = format!("{}.{}.{}.{}", "a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61));
+        assert_eq!(longest.len(), 253);
+        for name in ["com", "example.com", "*.example.com", "xn--ls8h.org", "a-b.c", "1.2", "*.com", &longest]
+        {
+            assert_eq!(dns_name(name), Ok(()), "{name}");
+        }
+    }
+
+    #[test]
+    fn other_names_are_refused() {
+        use DnsNameError as E;
+        let idna = |name: &str| Err(E::Idna(name.into()));
+        let wide = "a".repeat(64);
+        let long = format!("{}a", "abc.".repeat(63)).repeat(2);
+        let cases = [
+            ("", Err(E::Empty)),
+            (" ", Err(E::Empty)),
+            ("*.", Err(E::Empty)),
+            (".", Err(E::EndsWithDot)),
+            ("example.com.", Err(E::EndsWithDot)),
+            ("*.foo.*.bar", Err(E::TooManyWildcards)),
+            ("foo.*.bar", Err(E::WildcardNotFirst)),
+            ("*foo.bar", Err(E::WildcardNotFirst)),
+            ("*", Err(E::WildcardNotFirst)),
+            ("💩.com", Err(E::NotAscii)),
+            ("exämple.com", Err(E::NotAscii)),
+            ("foo..bar", idna("foo..bar")),
+            (".foo", idna(".foo")),
+            ("a_b.com", idna("a_b.com")),
+            ("a b.com", idna("a b.com")),
+            ("-a.com", idna("-a.com")),
+            ("a-.com", idna("a-.com")),
+            ("ab--c.com", idna("ab--c.com")),
+            ("xn--a.com", idna("xn--a.com")),
+            ("a:1", idna("a:1")),
+            (wide.as_str(), idna(&wide)),
+            (long.as_str(), idna(&long)),
+            (
+                "Example.com",
+                Err(E::NotCanonical { given: "Example.com".into(), mapped: "example.com".into() }),
+            ),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(dns_name(name), expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_must_not_cover_a_name_beside_it() {
+        let check = |names: &[&str]| {
+            no_wildcard_overlap(&names.iter().map(|name| (*name).into()).collect::<Vec<_>>())
+        };
+        assert_eq!(check(&["*.example.com", "example.com", "a.b.example.com", "other.com"]), Ok(()));
+        assert_eq!(check(&["a.example.com", "b.example.com"]), Ok(()));
+        let refused = Err(DnsNameError::WildcardOverlap("a.example.com".into()));
+        assert_eq!(check(&["*.example.com", "a.example.com"]), refused);
+        assert_eq!(check(&["a.example.com", "*.example.com"]), refused);
+    }
+}

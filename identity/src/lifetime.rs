@@ -102,3 +102,68 @@ fn lifetime(from: SystemTime, to: SystemTime) -> Duration {
 fn before(instant: SystemTime, by: Duration, otherwise: SystemTime) -> SystemTime {
     instant.checked_sub(by).unwrap_or(otherwise)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn from() -> SystemTime {
+        SystemTime::UNIX_EPOCH + DAY * 20_000
+    }
+
+    #[test]
+    fn half_of_a_life_is_left_at_renewal_give_or_take_a_tenth() {
+        assert_eq!(renew_at(from(), from() + HOUR, 0.0), from() + HOUR / 2);
+        assert_eq!(renew_at(from(), from() + HOUR, 0.1), from() + Duration::from_secs(27 * 60));
+        assert_eq!(renew_at(from(), from() + HOUR, -0.1), from() + Duration::from_secs(33 * 60));
+        assert_eq!(renew_at(from(), from() + HOUR, 9.0), renew_at(from(), from() + HOUR, 0.1));
+        assert_eq!(renew_at(from(), from() + HOUR, f64::NAN), from() + HOUR / 2);
+        assert_eq!(renew_at(from(), from() - HOUR, 0.0), from() - HOUR, "no life at all is over at once");
+    }
+
+    #[test]
+    fn an_availability_target_moves_renewal_forward_if_the_life_is_long_enough() {
+        let due = |life, target, extra| renew_at_with_target(from(), from() + life, 0.0, target, extra);
+        let (zero, minute) = (Duration::ZERO, Duration::from_secs(60));
+        assert_eq!(due(DAY * 2, HOUR * 30, zero), from() + HOUR * 18);
+        assert_eq!(due(DAY * 2, HOUR * 30, minute), from() + HOUR * 18 - minute);
+        assert_eq!(due(DAY * 2, HOUR * 30, HOUR), from() + HOUR * 18 - minute * 10);
+        assert_eq!(due(DAY * 10, DAY, zero), from() + DAY * 5, "half a life comes first");
+        assert_eq!(due(DAY + HOUR * 12, DAY, zero), from() + HOUR * 18, "too short: by half");
+        assert_eq!(due(HOUR, DAY, zero), from() + HOUR / 2);
+        assert_eq!(due(DAY * 2, zero, zero), from() + DAY);
+        assert!(target_fits(DAY + HOUR * 12 + minute, DAY) && !target_fits(DAY + HOUR * 12, DAY));
+    }
+
+    #[test]
+    fn authorities_change_over_at_a_half_and_a_sixth_within_caps() {
+        let end = |life| from() + life;
+        assert_eq!(prepare_at(from(), end(DAY)), from() + HOUR * 12);
+        assert_eq!(activate_at(from(), end(DAY)), from() + HOUR * 20);
+        assert_eq!(prepare_at(from(), end(DAY * 365)), from() + DAY * 335);
+        assert_eq!(activate_at(from(), end(DAY * 365)), from() + DAY * 358);
+        assert_eq!(prepare_at(from(), end(DAY * 60)), from() + DAY * 30);
+        assert_eq!(activate_at(from(), end(DAY * 42)), from() + DAY * 35);
+        assert_eq!(longest_svid_ttl(DAY), HOUR * 4);
+        assert_eq!(longest_svid_ttl(DAY * 365), DAY * 7);
+        assert_eq!(shortest_authority_ttl(HOUR * 4), Some(DAY));
+        assert_eq!(shortest_authority_ttl(DAY * 8), None);
+    }
+
+    #[test]
+    fn an_svid_never_outlives_its_authority() {
+        let (not_before, not_after) = svid_validity(from(), HOUR, from() + DAY);
+        assert_eq!((not_before, not_after), (from() - BACKDATE, from() + HOUR));
+        assert_eq!(svid_validity(from(), DAY * 2, from() + DAY).1, from() + DAY);
+        assert_eq!(svid_validity(from(), Duration::MAX, from() + DAY).1, from() + DAY);
+    }
+
+    #[test]
+    fn the_last_instant_counts_for_certificates_and_not_for_tokens() {
+        let nanosecond = Duration::from_nanos(1);
+        assert!(!x509_is_expired(from(), from()) && x509_is_expired(from(), from() + nanosecond));
+        assert!(token_is_expired(from(), from()) && !token_is_expired(from(), from() - nanosecond));
+    }
+}

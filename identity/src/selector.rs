@@ -120,3 +120,45 @@ pub fn matches<T: Ord>(mode: SelectorMatch, entry_set: &[T], given: &[T]) -> boo
         SelectorMatch::Any => intersects(entry_set, given),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(members: &[&str]) -> Vec<Selector> {
+        sorted(members.iter().map(|text| Selector::parse(text).unwrap()).collect())
+    }
+
+    #[test]
+    fn texts_are_divided_at_the_first_colon() {
+        let selector = Selector::parse("k8s:ns:default").unwrap();
+        assert_eq!((selector.kind.as_str(), selector.value.as_str()), ("k8s", "ns:default"));
+        assert_eq!(selector.to_string(), "k8s:ns:default");
+    }
+
+    #[test]
+    fn faults_are_told_in_the_words_that_clients_know() {
+        let text = |result: Result<Selector, SelectorError>| result.unwrap_err().to_string();
+        assert_eq!(text(Selector::new("", "v")), "missing selector type");
+        assert_eq!(text(Selector::new("a:b", "v")), "selector type contains ':'");
+        assert_eq!(text(Selector::new("a", "")), "missing selector value");
+        assert_eq!(text(Selector::parse("unix")), "selector \"unix\" must be formatted as type:value");
+        assert_eq!(text(Selector::parse(":v")), "missing selector type");
+        assert_eq!(text(Selector::parse("a:")), "missing selector value");
+    }
+
+    #[test]
+    fn each_way_to_match() {
+        let (one, two, other) = (set(&["a:1"]), set(&["b:2", "a:1", "a:1"]), set(&["a:1", "c:3"]));
+        assert_eq!(two.len(), 2);
+        let modes = |entry: &[Selector], given: &[Selector]| {
+            [0, 1, 2, 3].map(|number| matches(SelectorMatch::from_number(number).unwrap(), entry, given))
+        };
+        assert_eq!(modes(&two, &two), [true, true, true, true]);
+        assert_eq!(modes(&one, &two), [false, true, false, true]);
+        assert_eq!(modes(&two, &one), [false, false, true, true]);
+        assert_eq!(modes(&two, &other), [false, false, false, true]);
+        assert_eq!(modes(&one, &set(&["c:3"])), [false, false, false, false]);
+        assert_eq!([-1, 4].map(SelectorMatch::from_number), [None, None]);
+    }
+}

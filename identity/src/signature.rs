@@ -1,9 +1,9 @@
 //! Checking signatures over DER structures with the key of a SubjectPublicKeyInfo.
 
-use rustls_pki_types::SignatureVerificationAlgorithm;
+use rustls_pki_types::{SignatureVerificationAlgorithm, alg_id};
 use webpki::aws_lc_rs as algorithms;
 
-use crate::certificate::{bit_string, fixed, whole};
+use crate::certificate::{INTEGER, bit_string, fixed, magnitude, whole};
 
 /// What may sign certificates and signing requests: RSA of 2048 to 8192 bits (PKCS#1 v1.5 and PSS), the NIST curves
 /// and Ed25519, with SHA-2 only.
@@ -40,6 +40,8 @@ pub enum SignatureFault {
     AlgorithmDoesNotFitKey,
     #[error("the public key is malformed")]
     MalformedKey,
+    #[error("the RSA key has {0} bits; use 2048 to 8192")]
+    RsaKeySize(usize),
     #[error("the signature was not made over this content with this key")]
     Wrong,
 }
@@ -68,5 +70,25 @@ pub(crate) fn verify(
     let fitting = known
         .find(|known| known.public_key_alg_id().as_ref() == key_algorithm.value)
         .ok_or(SignatureFault::AlgorithmDoesNotFitKey)?;
+    if let Some(bits) = rsa_bits(key_algorithm.value, key)
+        && !(2048..=8192).contains(&bits)
+    {
+        return Err(SignatureFault::RsaKeySize(bits));
+    }
     fitting.verify_signature(key, message, signature).map_err(|_| SignatureFault::Wrong)
+}
+
+/// The length of an RSA modulus; nothing for other keys and for those that cannot be read.
+fn rsa_bits(algorithm: &[u8], key: &[u8]) -> Option<usize> {
+    if algorithm != alg_id::RSA_ENCRYPTION.as_ref() {
+        return None;
+    }
+    let [modulus, _exponent] = fixed(whole(key, "RSA key").ok()?, "RSA key").ok()?;
+    let modulus = magnitude(modulus.is(INTEGER, "RSA modulus").ok()?, "RSA modulus").ok()?;
+    Some(bit_length(&modulus))
+}
+
+/// The bits of a big-endian magnitude without leading zeros.
+pub(crate) fn bit_length(magnitude: &[u8]) -> usize {
+    magnitude.len() * 8 - magnitude.first().map_or(0, |byte| byte.leading_zeros() as usize)
 }

@@ -1,5 +1,7 @@
 //! The tables of valid and invalid SPIFFE IDs (SPIFFE-ID.md §2).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops where it fails")]
+
 use finial_identity::spiffe_id::{MAX_ID_BYTES, SpiffeIdError};
 use finial_identity::{SpiffeId, TrustDomain};
 

@@ -12,6 +12,7 @@ use crate::certificate::{
     BIT_STRING, INTEGER, Malformed, OBJECT_IDENTIFIER, SEQUENCE, bit_string, elements, fixed, magnitude,
     malformed, object_identifier, whole,
 };
+use crate::signature::bit_length;
 
 /// A public key that bundles may hold. Equal keys compare equal, however they were written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,7 +135,7 @@ impl PublicKey {
         Ok(public_key)
     }
 
-    /// The members of its JSON Web Key, without "use" and "kid", in go-jose's order.
+    /// The member "kty".
     pub fn kind(&self) -> &'static str {
         match self {
             PublicKey::Ec { .. } => "EC",
@@ -143,7 +144,7 @@ impl PublicKey {
         }
     }
 
-    /// The members that hold the key itself, in the order in which they are written.
+    /// The members that hold the key itself, in the order in which go-jose writes them.
     pub fn members(&self) -> Vec<(&'static str, String)> {
         let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         match self {
@@ -172,7 +173,7 @@ impl PublicKey {
             PublicKey::Ec { curve: Curve::P521, .. } => &signature::ECDSA_P521_SHA512_ASN1,
             PublicKey::Ed25519 { .. } => &signature::ED25519,
             PublicKey::Rsa { n, .. } => {
-                let bits = n.len() * 8 - n.first().map_or(0, |byte| byte.leading_zeros() as usize);
+                let bits = bit_length(n);
                 if !(2048..=8192).contains(&bits) {
                     return Err(not_supported(&format!("RSA key of {bits} bits")));
                 }
