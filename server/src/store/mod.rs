@@ -1,0 +1,235 @@
+//! The trust domain's database: SPIRE's schema, version 25, with Finial's own tables (`finial_…`) beside it.
+//!
+//! # Invariants
+//!
+//! - A changed entry or node and the event row that tells other servers of it are one transaction.
+//! - Each operation is one transaction: its reads see one state, and after an error nothing of it is left.
+//! - Work on the database happens in `spawn_blocking`, never on a runtime thread; one writer, several readers.
+//! - Blobs keep the fields that this release does not know.
+//! - A database that this release cannot serve is refused before anything is written to it.
+//!
+//! Operations are grouped by table: [`Store::entries`], [`Store::agents`], [`Store::bundles`], [`Store::tokens`],
+//! [`Store::journal`], [`Store::events`], [`Store::issued`].
+
+pub mod agents;
+mod blob;
+pub mod bundles;
+mod dialect;
+pub mod entries;
+mod error;
+pub mod events;
+pub mod issued;
+pub mod journal;
+mod migrations;
+mod open;
+pub mod tokens;
+
+use std::panic::resume_unwind;
+use std::sync::Arc;
+
+use finial_daemon::clock::Clock;
+use finial_identity::selector::Selector;
+use finial_identity::trust_domain::TrustDomain;
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::task::{JoinError, spawn_blocking};
+
+use dialect::{Row, Sql};
+pub use error::StoreError;
+pub use migrations::{CODE_VERSION, SCHEMA_VERSION};
+pub use open::OpenSettings;
+
+/// The database, open. Clones share it; the last one closes it.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+impl Store {
+    /// Opens the database, creates or migrates its schema, and holds it against a second server.
+    ///
+    /// # Errors
+    ///
+    /// Refuses, without a change to the file: a newer or too old schema, an incomplete one, a database of another
+    /// trust domain, a file that another Finial server has open, and what is no database.
+    pub async fn open(settings: OpenSettings) -> Result<Store, StoreError> {
+        let inner = blocking(move || open::open(settings)).await?;
+        Ok(Store { inner: Arc::new(inner) })
+    }
+
+    /// The trust domain that the database belongs to.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.inner.trust_domain
+    }
+
+    /// Registration entries.
+    pub fn entries(&self) -> entries::Entries<'_> {
+        entries::Entries { store: self }
+    }
+
+    /// Attested nodes and their selectors.
+    pub fn agents(&self) -> agents::Agents<'_> {
+        agents::Agents { store: self }
+    }
+
+    /// Trust bundles, own and federated.
+    pub fn bundles(&self) -> bundles::Bundles<'_> {
+        bundles::Bundles { store: self }
+    }
+
+    /// Join tokens.
+    pub fn tokens(&self) -> tokens::Tokens<'_> {
+        tokens::Tokens { store: self }
+    }
+
+    /// Journals of the servers' authorities.
+    pub fn journal(&self) -> journal::Journals<'_> {
+        journal::Journals { store: self }
+    }
+
+    /// What has changed, for servers that share the database.
+    pub fn events(&self) -> events::Events<'_> {
+        events::Events { store: self }
+    }
+
+    /// The log of what was issued, for reading. To write, see [`issued::IssuedLog`].
+    pub fn issued(&self) -> issued::IssuedRecords<'_> {
+        issued::IssuedRecords { store: self }
+    }
+
+    /// Runs `work` in one read transaction.
+    async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(&Sql<'_>) -> Result<T, StoreError> + Send + 'static,
+        T: Send + 'static,
+    {
+        let Some(readers) = &self.inner.readers else {
+            // A database in memory is one connection.
+            return self.write(work).await;
+        };
+        let reader = readers.take().await?;
+        let now = self.inner.clock.now();
+        blocking(move || {
+            let mut reader = reader;
+            let connection = reader.connection()?;
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+            let value = work(&Sql::new(&transaction, now))?;
+            transaction.finish()?;
+            reader.give_back();
+            Ok(value)
+        })
+        .await
+    }
+
+    /// Runs `work` in one write transaction, alone. It is committed when `work` succeeds.
+    async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(&Sql<'_>) -> Result<T, StoreError> + Send + 'static,
+        T: Send + 'static,
+    {
+        let mut writer = Arc::clone(&self.inner.writer).lock_owned().await;
+        let now = self.inner.clock.now();
+        blocking(move || {
+            let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = work(&Sql::new(&transaction, now))?;
+            transaction.commit()?;
+            Ok(value)
+        })
+        .await
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("trust_domain", &self.inner.trust_domain).finish_non_exhaustive()
+    }
+}
+
+/// Which part of a list to give.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageRequest {
+    /// Empty for the first page, else [`Page::next_token`] of the page before.
+    pub token: String,
+    /// The most items to give; not 0.
+    pub size: u32,
+}
+
+/// Part of a list, or all of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Empty when no page was asked for, and on an empty page. A page with items always has a token, the last page too:
+    /// clients end at an empty token.
+    pub next_token: String,
+}
+
+struct Inner {
+    trust_domain: TrustDomain,
+    clock: Clock,
+    readers: Option<open::Readers>,
+    writer: Arc<tokio::sync::Mutex<Connection>>,
+    // Last, so that the connections are closed before another server may open the file.
+    _lock: Option<open::FileLock>,
+}
+
+/// A page's bounds: rows with a greater id than `after`, at most `size` of them.
+struct Bounds {
+    after: i64,
+    size: u32,
+}
+
+impl Bounds {
+    fn of(page: Option<&PageRequest>) -> Result<Option<Bounds>, StoreError> {
+        let Some(page) = page else { return Ok(None) };
+        if page.size == 0 {
+            return Err(StoreError::InvalidArgument("cannot paginate with pagesize = 0".to_owned()));
+        }
+        let after = match page.token.as_str() {
+            "" => 0,
+            token if token.bytes().all(|b| b.is_ascii_digit()) => match token.parse::<u64>() {
+                Ok(id) => i64::try_from(id).unwrap_or(i64::MAX),
+                Err(_) => return Err(bad_token(token)),
+            },
+            token => return Err(bad_token(token)),
+        };
+        Ok(Some(Bounds { after, size: page.size }))
+    }
+}
+
+fn bad_token(token: &str) -> StoreError {
+    StoreError::InvalidArgument(format!("could not parse token '{token}'"))
+}
+
+impl<T> Page<T> {
+    /// A page of items with their row ids, in order of ids.
+    fn new(rows: Vec<(i64, T)>, bounds: Option<&Bounds>) -> Page<T> {
+        let next_token = match (bounds, rows.last()) {
+            (Some(_), Some((id, _))) => id.to_string(),
+            _ => String::new(),
+        };
+        Page { items: rows.into_iter().map(|(_, item)| item).collect(), next_token }
+    }
+}
+
+/// The columns `type` and `value` of a selector.
+fn selector_at(row: &Row<'_>, column: usize) -> Result<Selector, StoreError> {
+    Ok(Selector { kind: row.text(column)?, value: row.text(column + 1)? })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(stopped) => Err(stopped_or_panic(stopped)),
+    }
+}
+
+fn stopped_or_panic(error: JoinError) -> StoreError {
+    match error.try_into_panic() {
+        Ok(panic) => resume_unwind(panic),
+        Err(_) => StoreError::Closed,
+    }
+}
+
+#[cfg(test)]
+mod tests;
