@@ -6,8 +6,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -112,7 +114,7 @@ pub fn fixed(config: Arc<ClientConfig>) -> TlsSource {
 pub fn channel(dialer: Dialer, tls: Option<TlsSource>, server_name: &str) -> Channel {
     let connector = Connector::new(dialer, tls, server_name);
     let endpoint = connector.endpoint();
-    endpoint.connect_with_connector_lazy(connector.into_service())
+    endpoint.connect_with_connector_lazy(connector)
 }
 
 /// Like [`channel`], connected already.
@@ -123,10 +125,7 @@ pub async fn connect(
 ) -> Result<Channel, DialError> {
     let connector = Connector::new(dialer, tls, server_name);
     let endpoint = connector.endpoint();
-    endpoint
-        .connect_with_connector(connector.into_service())
-        .await
-        .map_err(|error| DialError::Channel(innermost(&error)))
+    endpoint.connect_with_connector(connector).await.map_err(|error| DialError::Channel(innermost(&error)))
 }
 
 impl Dialer {
@@ -186,56 +185,61 @@ impl Connector {
         }
     }
 
-    fn into_service(
-        self,
-    ) -> impl tower::Service<
-        Uri,
-        Response = TokioIo<Box<dyn Io>>,
-        Error = DialError,
-        Future = impl Future<Output = Result<TokioIo<Box<dyn Io>>, DialError>> + Send,
-    > + Send
-    + 'static {
-        tower::service_fn(move |_: Uri| {
-            let connector = self.clone();
-            async move { connector.connect().await.map(TokioIo::new) }
-        })
+    fn endpoint(&self) -> Endpoint {
+        // The endpoint's own address only matters to tonic's connector, which is not used.
+        Endpoint::from_static("http://localhost")
+            .origin(self.origin())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
     }
 
-    fn endpoint(&self) -> Endpoint {
+    /// What requests give as their scheme and authority.
+    fn origin(&self) -> Uri {
         let authority = match &self.dialer {
             Dialer::Tcp { host, port } => host_and_port(host, *port),
             Dialer::Unix(_) | Dialer::Memory(_) => "localhost".to_owned(),
         };
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let origin = format!("{scheme}://{authority}")
-            .parse()
-            .unwrap_or_else(|_| Uri::from_static("http://localhost"));
-        // The endpoint's own address only matters to tonic's connector, which is not used.
-        Endpoint::from_static("http://localhost")
-            .origin(origin)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+        format!("{scheme}://{authority}").parse().unwrap_or_else(|_| Uri::from_static("http://localhost"))
+    }
+}
+
+impl tower::Service<Uri> for Connector {
+    type Response = TokioIo<Box<dyn Io>>;
+    type Error = DialError;
+    type Future = BoxFuture<'static, Result<Self::Response, DialError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), DialError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let connector = self.clone();
+        Box::pin(async move { connector.connect().await.map(TokioIo::new) })
     }
 }
 
 async fn dial_tcp(host: &str, port: u16, nth: usize) -> Result<TcpStream, DialError> {
-    let mut addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
+    let addresses = tokio::net::lookup_host((host, port))
         .await
         .map_err(|source| DialError::Resolve { host: host.to_owned(), source })?
         .collect();
-    if addresses.is_empty() {
-        return Err(DialError::NoAddress { host: host.to_owned() });
-    }
+    dial_first(&in_turn(addresses, nth), host).await
+}
+
+/// The addresses of a name in the order the `nth` dial tries them.
+fn in_turn(mut addresses: Vec<SocketAddr>, nth: usize) -> Vec<SocketAddr> {
     // Resolvers shuffle; a fixed order makes the turns even.
     addresses.sort_unstable();
     addresses.dedup();
-    let first = nth % addresses.len();
+    let first = nth.checked_rem(addresses.len()).unwrap_or(0);
     addresses.rotate_left(first);
-    dial_in_turn(&addresses).await
+    addresses
 }
 
-async fn dial_in_turn(addresses: &[SocketAddr]) -> Result<TcpStream, DialError> {
-    let mut failed = None;
+/// A connection to the first of `addresses` that answers.
+async fn dial_first(addresses: &[SocketAddr], host: &str) -> Result<TcpStream, DialError> {
+    let mut failure = DialError::NoAddress { host: host.to_owned() };
     for address in addresses {
         let source = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
@@ -247,10 +251,10 @@ async fn dial_in_turn(addresses: &[SocketAddr]) -> Result<TcpStream, DialError> 
                 io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {CONNECT_TIMEOUT:?}"))
             }
         };
-        tracing::debug!(%address, error = %source, "Address does not answer");
-        failed = Some(DialError::Connect { to: address.to_string(), source });
+        failure = DialError::Connect { to: address.to_string(), source };
+        tracing::debug!(error = %failure, "Address does not answer");
     }
-    Err(failed.unwrap_or_else(|| DialError::NoAddress { host: String::new() }))
+    Err(failure)
 }
 
 async fn handshake(

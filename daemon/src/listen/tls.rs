@@ -118,3 +118,6 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
         tracing::error!(%error, "TLS handshake panicked");
     }
 }
+
+#[cfg(test)]
+mod tests;

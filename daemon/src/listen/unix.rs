@@ -17,6 +17,8 @@ use tokio::net::{UnixListener, UnixStream};
 use super::peer::{LocalPeer, PeerError};
 use super::{Accepted, Incoming, Origin, after_accept_error};
 
+/// The longest path that clients can name in a socket's address.
+const LONGEST_PATH: usize = 107;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
@@ -97,6 +99,13 @@ fn open(path: &Path, mode: SocketMode) -> io::Result<Listening> {
     let name = path.file_name().ok_or_else(|| {
         io::Error::new(io::ErrorKind::InvalidInput, format!("{} names no socket file", path.display()))
     })?;
+    if path.as_os_str().len() > LONGEST_PATH {
+        let text = format!(
+            "the socket path {} is longer than the {LONGEST_PATH} bytes the system allows; choose a shorter socket_path",
+            path.display()
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
@@ -161,7 +170,7 @@ fn new_socket() -> io::Result<OwnedFd> {
 }
 
 /// A name beside the final one. It shows in listings of open sockets, so it says what it is where the
-/// 107 bytes of a socket's address allow.
+/// length of a socket's address allows.
 fn temporary_name(dir: &Path, name: &OsStr) -> io::Result<(PathBuf, UnixAddr)> {
     let mut telling = OsString::from(".");
     telling.push(name);
