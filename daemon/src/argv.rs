@@ -18,7 +18,8 @@ use clap_complete::Shell;
 /// `=`; the last of several equal flags counts, unless the flag collects; flags end at the first word that is
 /// none, and what follows is ignored by commands without positional arguments. `-h`, `-help` and `--help`
 /// anywhere print the usage with exit code 0. A missing or unknown command prints the commands with exit code
-/// 127; wrong flags print what is wrong and the usage with exit code 1. All of it goes to standard error.
+/// 127, within a group of commands (`entry`) with exit code 1; wrong flags print what is wrong and the usage
+/// with exit code 1. All of it goes to standard error.
 pub fn parse<T: CommandFactory + FromArgMatches>(
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<T, Exit> {
@@ -152,7 +153,12 @@ impl<'a> Line<'a> {
                 return Err(Exit { code: 0, text: program.get_version().unwrap_or("").to_string() });
             }
             let Some(found) = word.and_then(|name| command.find_subcommand(name)) else {
-                return Err(Exit { code: if asks_help { 0 } else { 127 }, text: usage(&path) });
+                let code = match (asks_help, path.len()) {
+                    (true, _) => 0,
+                    (false, 1) => 127,
+                    (false, _) => 1,
+                };
+                return Err(Exit { code, text: usage(&path) });
             };
             command = found;
             path.push(found);

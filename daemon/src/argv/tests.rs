@@ -145,7 +145,7 @@ fn prints_usage() {
     }
     for line in [&["entry"][..], &["entry", "nosuch"]] {
         let exit = run(line).unwrap_err();
-        assert_eq!(exit.code, 127);
+        assert_eq!(exit.code, 1);
         assert!(exit.text.starts_with("Usage: finial-server entry [--help] <command>"), "{}", exit.text);
     }
     assert!(run(&["-help", "entry", "create"]).unwrap_err().text.starts_with("Usage of entry create:"));

@@ -58,7 +58,7 @@ fn names_of_key_types() {
 
 #[test]
 fn jose_signatures_keep_leading_zeros() {
-    let der = hex_bytes("300602010102020080");
+    let der = hex_bytes("300702010102020080");
     let joined = local::jose_signature(KeyType::EcP256, der).unwrap();
     assert_eq!(joined.len(), 64);
     assert_eq!((joined[31], joined[63]), (1, 0x80));
@@ -83,9 +83,7 @@ fn pkcs8_is_understood_by_others_and_theirs_by_us() {
         assert!(public.ends_with(ours.public_key_der()), "{name}");
         assert_eq!(WorkloadKey::from_pkcs8(ours.pkcs8()).unwrap().public_key_der(), ours.public_key_der());
 
-        let generated = openssl(&[&["genpkey", "-outform", "DER"], arguments].concat(), b"");
-        let pkcs8 =
-            openssl(&["pkcs8", "-topk8", "-nocrypt", "-inform", "DER", "-outform", "DER"], &generated);
+        let pkcs8 = generated(arguments);
         let theirs = WorkloadKey::from_pkcs8(&pkcs8).unwrap();
         assert_eq!(theirs.key_type(), key_type);
         assert_eq!(theirs.pkcs8().as_slice(), pkcs8.as_slice());
@@ -109,24 +107,12 @@ fn refuses_what_is_no_key() {
     for (bytes, want) in [
         (b"".to_vec(), "not usable PKCS#8"),
         (b"\x30\x03\x02\x01\x00".to_vec(), "not usable PKCS#8"),
+        (generated(&["-algorithm", "ED25519"]), "a key of algorithm 1.3.101.112"),
         (
-            openssl(&["genpkey", "-algorithm", "ED25519", "-outform", "DER"], b""),
-            "a key of algorithm 1.3.101.112",
-        ),
-        (
-            openssl(
-                &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-521", "-outform", "DER"],
-                b"",
-            ),
+            generated(&["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-521"]),
             "curve 1.3.132.0.35, where P-256, P-384, RSA 2048 and RSA 4096 are supported",
         ),
-        (
-            openssl(
-                &["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072", "-outform", "DER"],
-                b"",
-            ),
-            "an RSA key of 3072 bits",
-        ),
+        (generated(&["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072"]), "an RSA key of 3072 bits"),
     ] {
         let text = WorkloadKey::from_pkcs8(&bytes).unwrap_err().to_string();
         assert!(text.contains(want), "{text}");
@@ -205,6 +191,12 @@ async fn debug_output_shows_no_secret() {
 fn request_text(der: &[u8]) -> String {
     let text = openssl(&["req", "-inform", "DER", "-verify", "-noout", "-text"], der);
     String::from_utf8(text).unwrap()
+}
+
+/// A key of OpenSSL's making as PKCS#8, DER.
+fn generated(arguments: &[&str]) -> Vec<u8> {
+    let key = openssl(&[&["genpkey", "-outform", "DER"], arguments].concat(), b"");
+    openssl(&["pkcs8", "-topk8", "-nocrypt", "-inform", "DER", "-outform", "DER"], &key)
 }
 
 fn openssl(arguments: &[&str], input: &[u8]) -> Vec<u8> {

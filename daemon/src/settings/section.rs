@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Block, GoDuration, Item, Node, Position, Problem, SettingsError, Value, lexer};
@@ -243,9 +244,9 @@ impl Section {
             if self.noted() == noted {
                 self.note(self.block.at, format!("the {key:?} block is missing{}", self.place()));
             }
-            let empty = self.child(&Block::empty(&self.block.file, self.block.at), key);
-            // What is missing in a missing block is not worth a line each.
-            Section { reading: Rc::default(), ..empty }.revisit()
+            // What is missing in a missing block is not worth a line each: it is read on its own.
+            let empty = Block::empty(&self.block.file, self.block.at);
+            Section::visit(Rc::new(empty), key.to_string(), Rc::default())
         })
     }
 
@@ -282,7 +283,7 @@ impl Section {
                     }
                     Value::Null => {}
                     other => {
-                        let text = format!("{key}: {label:?} must be a block, found {}", other.type_name());
+                        let text = format!("{key}: {label:?} must be a block, found {}", describe(other));
                         self.note(node.at, text);
                     }
                 }
@@ -306,10 +307,6 @@ impl Section {
             reading.visited.len() - 1
         };
         Section { block, name, reading, index }
-    }
-
-    fn revisit(self) -> Section {
-        Section::visit(self.block, self.name, self.reading)
     }
 
     fn child(&self, block: &Block, key: &str) -> Section {
@@ -342,12 +339,7 @@ impl Section {
     }
 
     fn wrong<T>(&self, key: &str, expected: &str, node: &Node) -> Option<T> {
-        let found = match &node.value {
-            Value::String(text) if text.chars().count() <= 40 => format!("the string {text:?}"),
-            Value::Number(text) => format!("the number {text}"),
-            other => other.type_name().to_string(),
-        };
-        self.note(node.at, format!("{key} must be {expected}, found {found}"));
+        self.note(node.at, format!("{key} must be {expected}, found {}", describe(&node.value)));
         None
     }
 
@@ -361,7 +353,7 @@ impl Section {
     }
 
     fn note(&self, at: Position, text: String) {
-        let file = std::sync::Arc::clone(&self.block.file);
+        let file = Arc::clone(&self.block.file);
         self.reading.borrow_mut().problems.push(Problem { file, at: Some(at), text });
     }
 
@@ -378,7 +370,7 @@ impl Visited {
             format!("in {} block", self.name)
         };
         let mut note = |at: Position, text: String| {
-            problems.push(Problem { file: std::sync::Arc::clone(&self.block.file), at: Some(at), text });
+            problems.push(Problem { file: Arc::clone(&self.block.file), at: Some(at), text });
         };
         let mut seen: BTreeMap<&str, Position> = BTreeMap::new();
         for item in &self.block.items {
@@ -403,6 +395,15 @@ impl Visited {
                 }
             }
         }
+    }
+}
+
+/// A value for an error; a string only when it is short, since a long one may be a secret.
+fn describe(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.chars().count() <= 40 => format!("the string {text:?}"),
+        Value::Number(text) => format!("the number {text}"),
+        other => other.type_name().to_string(),
     }
 }
 
@@ -445,7 +446,7 @@ fn unlabelled(item: &Item, parent: &Block) -> Node {
         Some((_, rest)) if !rest.is_empty() => {
             let inner = Item { keys: rest.to_vec(), value: item.value.clone() };
             let at = item.at();
-            let block = Block { file: std::sync::Arc::clone(&parent.file), at, items: vec![inner] };
+            let block = Block { file: Arc::clone(&parent.file), at, items: vec![inner] };
             Node { at, value: Value::Block(block) }
         }
         _ => item.value.clone(),
@@ -455,10 +456,11 @@ fn unlabelled(item: &Item, parent: &Block) -> Node {
 /// The known key that a misspelt one most likely stands for.
 fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a String>) -> Option<&'a str> {
     let plain = |text: &str| text.to_lowercase().replace(['_', '-'], "");
-    let limit = key.chars().count() / 3;
+    let length = key.chars().count();
+    let limit = (length / 3).max(1).min(length.saturating_sub(1));
     known
         .map(|candidate| (distance(&plain(key), &plain(candidate)), candidate))
-        .filter(|(distance, _)| *distance <= limit.max(1))
+        .filter(|(distance, _)| *distance <= limit)
         .min()
         .map(|(_, candidate)| candidate.as_str())
 }
