@@ -1,0 +1,164 @@
+//! Puts an agent together. Everything is built before anything runs.
+
+use std::sync::Arc;
+
+use finial_daemon::clock::Clock;
+use finial_daemon::dial::Dialer;
+use finial_daemon::keys::{KeyError, KeyManager};
+use finial_daemon::listen::Incoming;
+use finial_daemon::ready::Gate;
+use finial_daemon::run::{Failure, Tasks};
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::attest::workload::WorkloadAttestation;
+use crate::bootstrap::{self, BootstrapError};
+use crate::cache::Cache;
+use crate::own_svid::Identity;
+use crate::own_svid::keep::{KeepError, Keeper};
+use crate::settings::Settings;
+use crate::storage::{Storage, StorageError};
+use crate::sync::client::Client;
+use crate::sync::entries::{Entries, Known};
+use crate::sync::svids::Svids;
+use crate::workload_api::{self, WorkloadApi};
+
+/// What an agent gets from whoever starts it.
+pub struct Surroundings {
+    pub clock: Clock,
+    /// Reaches the server.
+    pub server: Dialer,
+    /// Brings workloads.
+    pub workloads: Incoming,
+    /// Keeps the agent's own keys.
+    pub keys: Arc<dyn KeyManager>,
+    /// Ends the agent when it is cancelled.
+    pub stop: CancellationToken,
+}
+
+/// An agent that is put together and does nothing yet.
+pub struct Built {
+    pub handles: Handles,
+    /// Ready when the first entries and bundles have come.
+    pub ready: Gate,
+    /// Runs the agent until it is stopped.
+    pub task: BoxFuture<'static, Result<(), RunError>>,
+}
+
+/// What an agent can be asked while it runs.
+#[derive(Clone)]
+pub struct Handles {
+    pub cache: Cache,
+    pub identity: Identity,
+}
+
+/// Why an agent can't be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+/// Why an agent ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Keep(#[from] KeepError),
+    #[error(transparent)]
+    Task(#[from] Failure),
+}
+
+/// Builds an agent from its settings.
+pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, BuildError> {
+    let data_dir = settings.data_dir.clone();
+    let storage = tokio::task::spawn_blocking(move || Storage::open(&data_dir))
+        .await
+        .map_err(|_| StorageError::CutOff)??;
+    let trust = bootstrap::trust(&settings, &storage, &around.clock).await?;
+
+    let clock = around.clock;
+    let identity = Identity::new(settings.trust_domain.clone(), trust, clock.clone());
+    let client = Client::new(around.server, identity.clone(), clock.clone());
+    let cache = Cache::new(settings.cache.clone(), clock.clone());
+    let ready = Gate::new();
+    let first_sync = ready.hold("the first entries and bundles from the server");
+    let (denials, denied) = mpsc::channel(1);
+
+    let keeper = Keeper {
+        identity: identity.clone(),
+        client: client.clone(),
+        storage: storage.clone(),
+        keys: around.keys,
+        attestor: settings.node_attestor,
+        clock: clock.clone(),
+        denials: denied,
+    };
+    let entries = Entries {
+        client: client.clone(),
+        cache: cache.clone(),
+        identity: identity.clone(),
+        storage,
+        clock: clock.clone(),
+        interval: settings.sync_interval,
+        denials: denials.clone(),
+        known: Known::default(),
+    };
+    let svids = Svids {
+        client: client.clone(),
+        cache: cache.clone(),
+        clock: clock.clone(),
+        key_type: settings.workload_key_type,
+        denials,
+    };
+    let api = WorkloadApi {
+        cache: cache.clone(),
+        attestation: WorkloadAttestation::new(settings.workload_attestors),
+        allow_unauthenticated_verifiers: settings.allow_unauthenticated_verifiers,
+        ready: ready.clone(),
+        clock,
+    };
+
+    let handles = Handles { cache, identity };
+    let task = run(keeper, entries, svids, api, client, first_sync, around.workloads, around.stop);
+    Ok(Built { handles, ready, task: Box::pin(task) })
+}
+
+/// The socket is served from the start: callers are told to come back until the first sync.
+#[allow(clippy::too_many_arguments, reason = "the parts of an agent, each once")]
+async fn run(
+    keeper: Keeper,
+    entries: Entries,
+    svids: Svids,
+    api: WorkloadApi,
+    client: Client,
+    first_sync: finial_daemon::ready::Hold,
+    workloads: Incoming,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
+    let tasks = Tasks::new();
+    let stopping = tasks.stop_token();
+    tasks.spawn_critical("workload_api", workload_api::serve(workloads, api, stopping.clone()));
+    tokio::select! {
+        () = stop.cancelled() => return Ok(tasks.shutdown().await?),
+        () = stopping.cancelled() => return Ok(tasks.shutdown().await?),
+        started = keeper.start() => if let Err(error) = started {
+            tasks.shutdown().await?;
+            return Err(error.into());
+        },
+    }
+    tasks.spawn("entries", entries.run(first_sync, stopping.clone()));
+    tasks.spawn("svids", svids.run(stopping.clone()));
+    tasks.spawn("status", async move {
+        if let Err(error) = client.post_status(concat!("finial-agent ", env!("CARGO_PKG_VERSION"))).await {
+            tracing::debug!(%error, "The server did not take the agent's version");
+        }
+    });
+    tasks.spawn_critical("own_svid", keeper.run(stopping));
+    tasks.run_until(stop.cancelled()).await?;
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! What comes from the server: entries, bundles and SVIDs; and how often to ask.
+
+pub mod cadence;
+pub mod client;
+pub mod entries;
+pub mod svids;
