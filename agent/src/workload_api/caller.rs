@@ -1,0 +1,119 @@
+//! Who calls, and whether it may.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use finial_daemon::listen::{Origin, peer::LocalPeer};
+use finial_identity::selector::Selector;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status};
+
+use super::connection::Seat;
+use crate::attest::workload::{AttestError, WorkloadAttestation};
+
+/// Web pages and other clients that can be talked into connecting cannot set this one.
+const SECURITY_HEADER: &str = "workload.spiffe.io";
+
+/// A connection and the process behind it. Clones are about the same connection.
+#[derive(Clone)]
+pub(super) struct Caller {
+    connection: Arc<Connection>,
+}
+
+struct Connection {
+    origin: Origin,
+    seat: Seat,
+    closing: AtomicBool,
+    gone: CancellationToken,
+}
+
+/// Refuses calls without exactly one security header (SPIFFE Workload Endpoint §3).
+pub(super) fn check_security_header(request: Request<()>) -> Result<Request<()>, Status> {
+    let mut values = request.metadata().get_all(SECURITY_HEADER).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) if value == "true" => Ok(request),
+        _ => Err(Status::invalid_argument("security header missing from request")),
+    }
+}
+
+impl Caller {
+    pub(super) fn new(origin: Origin, seat: Seat) -> Caller {
+        let closing = AtomicBool::new(false);
+        Caller { connection: Arc::new(Connection { origin, seat, closing, gone: CancellationToken::new() }) }
+    }
+
+    /// The caller of a request.
+    pub(super) fn of<T>(request: &Request<T>) -> Result<Caller, Status> {
+        request.extensions().get::<Caller>().cloned().ok_or_else(|| {
+            tracing::error!("Request came without its connection");
+            attestation_failed()
+        })
+    }
+
+    /// The process, when the connection comes from one of this machine.
+    pub(super) fn process(&self) -> Option<&Arc<LocalPeer>> {
+        match &self.connection.origin {
+            Origin::Local(peer) => Some(peer),
+            Origin::Tcp(_) | Origin::Memory | Origin::LocalUnknown => None,
+        }
+    }
+
+    /// For logs: 0 when there is no process.
+    pub(super) fn pid(&self) -> u32 {
+        self.process().map_or(0, |peer| peer.pid())
+    }
+
+    /// The caller's selectors. If it has ended meanwhile, the connection closes after the answer.
+    pub(super) async fn attest(&self, attestation: &WorkloadAttestation) -> Result<Vec<Selector>, Status> {
+        let Some(peer) = self.process() else {
+            let origin = &self.connection.origin;
+            tracing::error!(%origin, error = "no process is known behind the connection", "Workload attestation failed");
+            return Err(self.refuse());
+        };
+        let _turn = self.connection.seat.turn().await;
+        attestation.attest(peer).await.map_err(|error| {
+            tracing::error!(pid = peer.pid(), %error, "Workload attestation failed");
+            match error {
+                AttestError::CallerGone(_) => self.refuse(),
+                // May pass; the caller's other streams go on.
+                AttestError::AllFailed(_) => attestation_failed(),
+            }
+        })
+    }
+
+    /// Fails when the process that connected is not there any more; the connection then closes after the answer.
+    pub(super) fn check_alive(&self) -> Result<(), Status> {
+        let Some(peer) = self.process() else { return Err(self.refuse()) };
+        peer.is_alive().map_err(|error| {
+            tracing::error!(pid = peer.pid(), %error, "Workload attestation failed");
+            self.refuse()
+        })
+    }
+
+    /// Waits for the end of the connection, be it that the process exits.
+    pub(super) async fn gone(&self) {
+        self.connection.gone.cancelled().await;
+    }
+
+    /// Reports the end of the connection.
+    pub(super) fn is_gone(&self) {
+        self.connection.gone.cancel();
+    }
+
+    /// Whether the connection is to close once what is to be said has been written.
+    pub(super) fn is_closing(&self) -> bool {
+        self.connection.closing.load(Ordering::Acquire)
+    }
+
+    /// What a caller is told that cannot be served, and the end of its connection.
+    pub(super) fn refuse(&self) -> Status {
+        self.connection.closing.store(true, Ordering::Release);
+        attestation_failed()
+    }
+}
+
+fn attestation_failed() -> Status {
+    Status::unavailable("workload attestation failed")
+}

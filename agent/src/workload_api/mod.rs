@@ -1,0 +1,107 @@
+//! The Workload API on the agent's public socket, with health and reflection beside it.
+//!
+//! # Invariants
+//!
+//! - Who calls is decided by the kernel when the connection is accepted, and asked again before each answer.
+//! - A caller's selectors are found once, when its call starts.
+//! - Every message is the full state. Who reads slowly gets the newest one and none of those between.
+//! - Nobody can keep others from being served: connections and attestations are counted by user.
+
+mod caller;
+mod connection;
+mod encode;
+mod health;
+mod workload;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use finial_daemon::{
+    clock::Clock,
+    listen::{self, Incoming},
+    ready::Gate,
+};
+use finial_proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic_health::pb::health_server::HealthServer;
+
+use crate::{attest::workload::WorkloadAttestation, cache::Cache};
+
+/// How many calls one connection may have open.
+pub const MAX_STREAMS_PER_CONNECTION: u32 = 1000;
+
+/// How many connections the processes of one user may have open; each costs this agent three file descriptors.
+pub const MAX_CONNECTIONS_PER_USER: usize = 2048;
+
+/// How many calls of one user are attested at a time. Others wait; those of other users do not.
+pub const MAX_ATTESTATIONS_PER_USER: usize = 16;
+
+/// How long a client may take to say that it speaks HTTP/2.
+pub const OPENING_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long clients may take to read their last answers when the agent stops.
+pub const STOP_LIMIT: Duration = Duration::from_secs(1);
+
+/// What the Workload API needs.
+#[derive(Clone)]
+pub struct WorkloadApi {
+    /// What there is to serve.
+    pub cache: Cache,
+    /// Finds out what a caller is.
+    pub attestation: WorkloadAttestation,
+    /// Whether callers without an identity get the bundle of the agent's own trust domain.
+    pub allow_unauthenticated_verifiers: bool,
+    /// What health is told from.
+    pub ready: Gate,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// Why the socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The server ended.
+    #[error("cannot serve the Workload API: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// A defect: reflection has no usable descriptors.
+    #[error("cannot serve reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Serves until `shutdown` is cancelled or nobody can connect any more. Open streams then end as Unavailable, and
+/// after [`STOP_LIMIT`] all connections are closed.
+pub async fn serve(
+    incoming: Incoming,
+    api: WorkloadApi,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    let cut_off = CancellationToken::new();
+    // Connections are tasks of their own: they end even if this future is dropped.
+    let _connections_end_with_this = cut_off.clone().drop_guard();
+    let clock = api.clock.clone();
+    let connections = connection::watch(listen::plain(incoming), cut_off.clone(), clock.clone());
+
+    let health = HealthServer::new(health::Health::new(api.ready.clone()));
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(finial_proto::WORKLOAD_FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let workload = workload::Calls::new(api, shutdown.clone());
+    let server = Server::builder()
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .add_service(SpiffeWorkloadApiServer::with_interceptor(workload, caller::check_security_header))
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .serve_with_incoming_shutdown(connections, shutdown.clone().cancelled_owned());
+    tokio::pin!(server);
+    tokio::select! {
+        result = &mut server => return Ok(result?),
+        () = async { shutdown.cancelled().await; clock.sleep(STOP_LIMIT).await } => cut_off.cancel(),
+    }
+    Ok(server.await?)
+}

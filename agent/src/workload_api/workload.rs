@@ -1,0 +1,232 @@
+//! The calls of the Workload API.
+
+use std::sync::Arc;
+
+use finial_proto::workload::{
+    JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    ValidateJwtsvidResponse, WitBundlesRequest, WitBundlesResponse, WitsvidRequest, WitsvidResponse,
+    X509BundlesRequest, X509BundlesResponse, X509svidRequest, X509svidResponse,
+    spiffe_workload_api_server::SpiffeWorkloadApi,
+};
+use futures::stream::{self, BoxStream, StreamExt as _};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::{WorkloadApi, caller::Caller, encode};
+use crate::cache::{Subscription, View};
+
+type Messages<T> = BoxStream<'static, Result<T, Status>>;
+
+/// Answers calls.
+pub(super) struct Calls {
+    api: WorkloadApi,
+    shutdown: CancellationToken,
+}
+
+/// What a view means to a stream.
+#[derive(Debug)]
+enum Answer<T> {
+    Send(T),
+    /// Nothing to say now.
+    Wait,
+    End(Status),
+}
+
+/// A stream that sends what the cache shows.
+struct Pushes<F> {
+    caller: Caller,
+    subscription: Subscription,
+    shutdown: CancellationToken,
+    /// Until the first look there is nothing to wait for.
+    has_looked: bool,
+    answer: F,
+}
+
+impl Calls {
+    pub(super) fn new(api: WorkloadApi, shutdown: CancellationToken) -> Calls {
+        Calls { api, shutdown }
+    }
+
+    async fn push<Q, T: Send + 'static>(
+        &self,
+        request: &Request<Q>,
+        answer: impl FnMut(&Arc<View>) -> Answer<T> + Send + 'static,
+    ) -> Result<Response<Messages<T>>, Status> {
+        let caller = Caller::of(request)?;
+        let selectors = caller.attest(&self.api.attestation).await?;
+        let pid = caller.pid();
+        let shutdown = self.shutdown.clone();
+        let pushes = Pushes {
+            caller,
+            subscription: self.api.cache.subscribe(selectors),
+            shutdown,
+            has_looked: false,
+            answer,
+        };
+        let messages = stream::unfold(Some(pushes), move |pushes| async move {
+            let mut pushes = pushes?;
+            match pushes.next().await {
+                Ok(message) => Some((Ok(message), Some(pushes))),
+                Err(status) => {
+                    if status.code() == tonic::Code::PermissionDenied {
+                        tracing::error!(pid, registered = false, "No identity issued");
+                    }
+                    Some((Err(status), None))
+                }
+            }
+        });
+        Ok(Response::new(messages.boxed()))
+    }
+}
+
+impl<T, F: FnMut(&Arc<View>) -> Answer<T>> Pushes<F> {
+    async fn next(&mut self) -> Result<T, Status> {
+        loop {
+            if self.has_looked {
+                tokio::select! {
+                    biased;
+                    () = self.shutdown.cancelled() => return Err(Status::unavailable("the agent is stopping")),
+                    () = self.caller.gone() => return Err(self.caller.refuse()),
+                    () = self.subscription.changed() => {}
+                }
+            }
+            self.has_looked = true;
+            match (self.answer)(&self.subscription.view()) {
+                Answer::Wait => {}
+                Answer::Send(message) => {
+                    self.caller.check_alive()?;
+                    return Ok(message);
+                }
+                Answer::End(status) => {
+                    self.caller.check_alive()?;
+                    return Err(status);
+                }
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for Calls {
+    type FetchX509SVIDStream = Messages<X509svidResponse>;
+    type FetchX509BundlesStream = Messages<X509BundlesResponse>;
+    type FetchJWTBundlesStream = Messages<JwtBundlesResponse>;
+    type FetchWITSVIDStream = Messages<WitsvidResponse>;
+    type FetchWITBundlesStream = Messages<WitBundlesResponse>;
+
+    async fn fetch_x509svid(
+        &self,
+        request: Request<X509svidRequest>,
+    ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
+        let clock = self.api.clock.clone();
+        let mut seen: Option<Arc<View>> = None;
+        self.push(&request, move |view| {
+            let answer = x509_svids(view, seen.as_deref());
+            if matches!(answer, Answer::Send(_)) {
+                seen = Some(view.clone());
+                for identity in view.shown() {
+                    let ttl = identity.svid.not_after.duration_since(clock.now()).unwrap_or_default();
+                    tracing::debug!(spiffe_id = %identity.svid.spiffe_id, ttl = ttl.as_secs_f64(), "Fetched X.509 SVID");
+                }
+            }
+            answer
+        })
+        .await
+    }
+
+    async fn fetch_x509_bundles(
+        &self,
+        request: Request<X509BundlesRequest>,
+    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
+        let to_anybody = self.api.allow_unauthenticated_verifiers;
+        let mut seen: Option<X509BundlesResponse> = None;
+        self.push(&request, move |view| {
+            let answer = x509_bundles(view, seen.as_ref(), to_anybody);
+            if let Answer::Send(message) = &answer {
+                seen = Some(message.clone());
+            }
+            answer
+        })
+        .await
+    }
+
+    async fn fetch_jwtsvid(&self, _: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
+        Err(not_built("FetchJWTSVID", "JWT-SVIDs"))
+    }
+
+    async fn fetch_jwt_bundles(
+        &self,
+        _: Request<JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        Err(not_built("FetchJWTBundles", "JWT-SVIDs"))
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        _: Request<ValidateJwtsvidRequest>,
+    ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
+        Err(not_built("ValidateJWTSVID", "JWT-SVIDs"))
+    }
+
+    async fn fetch_witsvid(
+        &self,
+        _: Request<WitsvidRequest>,
+    ) -> Result<Response<Self::FetchWITSVIDStream>, Status> {
+        Err(not_built("FetchWITSVID", "WIT-SVIDs"))
+    }
+
+    async fn fetch_wit_bundles(
+        &self,
+        _: Request<WitBundlesRequest>,
+    ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
+        Err(not_built("FetchWITBundles", "WIT-SVIDs"))
+    }
+}
+
+/// A new stream starts when all SVIDs are there; one that has begun goes on with those that there are.
+fn x509_svids(view: &View, seen: Option<&View>) -> Answer<X509svidResponse> {
+    if !is_ready(view) {
+        return Answer::End(not_ready());
+    }
+    if !view.entitled {
+        return Answer::End(no_identity());
+    }
+    let is_incomplete = seen.is_none() && view.waiting > 0;
+    // An empty message would tell the workload that it has lost its identities.
+    if is_incomplete || view.identities.is_empty() || seen.is_some_and(|seen| seen.same_svids(view)) {
+        return Answer::Wait;
+    }
+    Answer::Send(encode::x509_svids(view))
+}
+
+fn x509_bundles(
+    view: &View,
+    seen: Option<&X509BundlesResponse>,
+    to_anybody: bool,
+) -> Answer<X509BundlesResponse> {
+    if !is_ready(view) {
+        return Answer::End(not_ready());
+    }
+    if !view.entitled && !to_anybody {
+        return Answer::End(no_identity());
+    }
+    let message = encode::x509_bundles(view);
+    if seen == Some(&message) { Answer::Wait } else { Answer::Send(message) }
+}
+
+/// Mandatory fields are never sent empty.
+fn is_ready(view: &View) -> bool {
+    view.synced && view.bundle.as_ref().is_some_and(|bundle| !bundle.x509.is_empty())
+}
+
+fn not_ready() -> Status {
+    Status::unavailable("the agent has not received its entries and bundle from the server yet")
+}
+
+fn no_identity() -> Status {
+    Status::permission_denied("no identity issued")
+}
+
+fn not_built(method: &str, what: &str) -> Status {
+    Status::unimplemented(format!("{method} is not implemented: this agent does not issue {what} yet"))
+}
