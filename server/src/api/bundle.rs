@@ -1,0 +1,339 @@
+//! `spire.api.server.bundle.v1.Bundle`: the own trust bundle and those of other trust domains.
+
+use finial_identity::bundle::Bundle as TrustBundle;
+use finial_identity::trust_domain::TrustDomain;
+use finial_proto::spire::api::server::bundle::v1 as wire;
+use finial_proto::spire::api::server::bundle::v1::bundle_server::Bundle;
+use finial_proto::spire::api::types;
+use tonic::{Code, Request, Response, Status};
+
+use crate::access::audit::Subject;
+use crate::api::convert::{self, BundleFault};
+use crate::api::gate::Call;
+use crate::api::status::{self, Refusal};
+use crate::bundles::federated::FederatedBundles;
+use crate::bundles::own::OwnBundle;
+use crate::entries::feed::Feed;
+use crate::store::bundles::{BundleUpdate, DeleteMode};
+use crate::store::{Store, StoreError};
+
+/// The service.
+pub struct Bundles {
+    pub trust_domain: TrustDomain,
+    pub store: Store,
+    pub feed: Feed,
+    pub own: OwnBundle,
+    pub federated: FederatedBundles,
+}
+
+#[tonic::async_trait]
+impl Bundle for Bundles {
+    async fn count_bundles(
+        &self,
+        request: Request<wire::CountBundlesRequest>,
+    ) -> Result<Response<wire::CountBundlesResponse>, Status> {
+        let call = Call::of(&request)?;
+        let work = async {
+            let count = self.store.bundles().count().await;
+            let count = count.map_err(|e| Refusal::shown(Code::Internal, "failed to count bundles", &e))?;
+            Ok(wire::CountBundlesResponse { count: i32::try_from(count).unwrap_or(i32::MAX) })
+        };
+        call.answer(Subject::default, work).await
+    }
+
+    async fn get_bundle(
+        &self,
+        request: Request<wire::GetBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
+        let call = Call::of(&request)?;
+        let mask = request.into_inner().output_mask;
+        let work = async { Ok(convert::bundle(&self.own.current(), mask.as_ref())) };
+        call.answer(|| about(self.trust_domain.name()), work).await
+    }
+
+    async fn append_bundle(
+        &self,
+        request: Request<wire::AppendBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
+        let call = Call::of(&request)?;
+        let wire::AppendBundleRequest { x509_authorities, jwt_authorities, output_mask, .. } =
+            request.into_inner();
+        let subject = authorities_subject(&x509_authorities, &jwt_authorities);
+        let work = async {
+            if x509_authorities.is_empty() && jwt_authorities.is_empty() {
+                return Err(Refusal::invalid("no authorities to append"));
+            }
+            let jwt_authorities = convert::read_jwt_authorities(&jwt_authorities)
+                .map_err(|e| Refusal::invalid_because("failed to convert JWT authority", &e))?;
+            let x509_authorities = convert::read_x509_authorities(&x509_authorities)
+                .map_err(|e| Refusal::invalid_because("failed to convert X.509 authority", &e))?;
+            let addition = TrustBundle {
+                x509_authorities,
+                jwt_authorities,
+                ..TrustBundle::new(self.trust_domain.clone())
+            };
+            let bundle = self.append(addition).await;
+            let bundle = bundle.map_err(|e| Refusal::shown(Code::Internal, "failed to append bundle", &e))?;
+            Ok(convert::bundle(&bundle, output_mask.as_ref()))
+        };
+        call.answer(|| subject, work).await
+    }
+
+    async fn publish_jwt_authority(
+        &self,
+        request: Request<wire::PublishJwtAuthorityRequest>,
+    ) -> Result<Response<wire::PublishJwtAuthorityResponse>, Status> {
+        let call = Call::of(&request)?;
+        let key = request.into_inner().jwt_authority;
+        let subject = authorities_subject(&[], key.as_slice());
+        let work = async {
+            call.limit(1, "rejecting request due to key publishing rate limiting").await?;
+            let key = key.ok_or_else(|| Refusal::invalid("missing JWT authority"))?;
+            let jwt_authorities = convert::read_jwt_authorities(&[key])
+                .map_err(|e| Refusal::invalid_because("invalid JWT authority", &e))?;
+            let addition = TrustBundle { jwt_authorities, ..TrustBundle::new(self.trust_domain.clone()) };
+            let bundle = self.append(addition).await;
+            let bundle = bundle.map_err(|e| Refusal::internal("failed to publish JWT key", &e))?;
+            Ok(wire::PublishJwtAuthorityResponse {
+                jwt_authorities: convert::jwt_keys(&bundle.jwt_authorities),
+            })
+        };
+        call.answer(|| subject, work).await
+    }
+
+    async fn publish_wit_authority(
+        &self,
+        request: Request<wire::PublishWitAuthorityRequest>,
+    ) -> Result<Response<wire::PublishWitAuthorityResponse>, Status> {
+        let call = Call::of(&request)?;
+        Err(status::not_built(call.granted.method()))
+    }
+
+    async fn list_federated_bundles(
+        &self,
+        request: Request<wire::ListFederatedBundlesRequest>,
+    ) -> Result<Response<wire::ListFederatedBundlesResponse>, Status> {
+        let call = Call::of(&request)?;
+        let wire::ListFederatedBundlesRequest { output_mask, page_size, page_token } = request.into_inner();
+        let work = async {
+            let page = convert::read_page(page_size, page_token);
+            let page = self.store.bundles().list(page.as_ref()).await;
+            let page = page.map_err(|e| Refusal::shown(Code::Internal, "failed to list bundles", &e))?;
+            // A page that held the own bundle is shorter by one, as in SPIRE.
+            let others = page.items.iter().filter(|bundle| bundle.trust_domain != self.trust_domain);
+            let bundles = others.map(|bundle| convert::bundle(bundle, output_mask.as_ref())).collect();
+            Ok(wire::ListFederatedBundlesResponse { bundles, next_page_token: page.next_token })
+        };
+        call.answer(Subject::default, work).await
+    }
+
+    async fn get_federated_bundle(
+        &self,
+        request: Request<wire::GetFederatedBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
+        let call = Call::of(&request)?;
+        let wire::GetFederatedBundleRequest { trust_domain, output_mask } = request.into_inner();
+        let work = async {
+            let trust_domain = self.read_foreign(
+                &trust_domain,
+                "getting a federated bundle for the server's own trust domain is not allowed",
+            )?;
+            let bundle = self.store.bundles().get(&trust_domain).await;
+            let bundle = bundle.map_err(|e| Refusal::internal("failed to fetch bundle", &e))?;
+            let bundle = bundle.ok_or_else(|| Refusal::not_found("bundle not found"))?;
+            Ok(convert::bundle(&bundle, output_mask.as_ref()))
+        };
+        call.answer(|| about(&trust_domain), work).await
+    }
+
+    async fn batch_create_federated_bundle(
+        &self,
+        request: Request<wire::BatchCreateFederatedBundleRequest>,
+    ) -> Result<Response<wire::BatchCreateFederatedBundleResponse>, Status> {
+        let call = Call::of(&request)?;
+        let wire::BatchCreateFederatedBundleRequest { bundle, output_mask } = request.into_inner();
+        let mut results = Vec::with_capacity(bundle.len());
+        for one in &bundle {
+            let (status, bundle) = outcome(self.create(one).await, output_mask.as_ref());
+            call.audit_item(&status, || about(&one.trust_domain));
+            results
+                .push(wire::batch_create_federated_bundle_response::Result { status: Some(status), bundle });
+        }
+        self.written().await;
+        Ok(Response::new(wire::BatchCreateFederatedBundleResponse { results }))
+    }
+
+    async fn batch_update_federated_bundle(
+        &self,
+        request: Request<wire::BatchUpdateFederatedBundleRequest>,
+    ) -> Result<Response<wire::BatchUpdateFederatedBundleResponse>, Status> {
+        let call = Call::of(&request)?;
+        let wire::BatchUpdateFederatedBundleRequest { bundle, input_mask, output_mask } =
+            request.into_inner();
+        let mut results = Vec::with_capacity(bundle.len());
+        for one in &bundle {
+            let updated = self.update(one, input_mask.as_ref()).await;
+            let (status, bundle) = outcome(updated, output_mask.as_ref());
+            call.audit_item(&status, || about(&one.trust_domain));
+            results
+                .push(wire::batch_update_federated_bundle_response::Result { status: Some(status), bundle });
+        }
+        self.written().await;
+        Ok(Response::new(wire::BatchUpdateFederatedBundleResponse { results }))
+    }
+
+    async fn batch_set_federated_bundle(
+        &self,
+        request: Request<wire::BatchSetFederatedBundleRequest>,
+    ) -> Result<Response<wire::BatchSetFederatedBundleResponse>, Status> {
+        let call = Call::of(&request)?;
+        let wire::BatchSetFederatedBundleRequest { bundle, output_mask } = request.into_inner();
+        let mut results = Vec::with_capacity(bundle.len());
+        for one in &bundle {
+            let (status, bundle) = outcome(self.set(one).await, output_mask.as_ref());
+            call.audit_item(&status, || about(&one.trust_domain));
+            results.push(wire::batch_set_federated_bundle_response::Result { status: Some(status), bundle });
+        }
+        self.written().await;
+        Ok(Response::new(wire::BatchSetFederatedBundleResponse { results }))
+    }
+
+    async fn batch_delete_federated_bundle(
+        &self,
+        request: Request<wire::BatchDeleteFederatedBundleRequest>,
+    ) -> Result<Response<wire::BatchDeleteFederatedBundleResponse>, Status> {
+        let call = Call::of(&request)?;
+        let wire::BatchDeleteFederatedBundleRequest { trust_domains, mode } = request.into_inner();
+        let Some(mode) = DeleteMode::from_number(mode) else {
+            let text = format!("failed to parse deletion mode: unhandled delete mode \"{mode}\"");
+            return Err(Refusal::invalid(&text).into());
+        };
+        let mut results = Vec::with_capacity(trust_domains.len());
+        for trust_domain in trust_domains {
+            let status = match self.delete(&trust_domain, mode).await {
+                Ok(()) => status::ok(),
+                Err(refusal) => refusal.into(),
+            };
+            call.audit_item(&status, || about(&trust_domain));
+            results.push(wire::batch_delete_federated_bundle_response::Result {
+                status: Some(status),
+                trust_domain,
+            });
+        }
+        self.written().await;
+        Ok(Response::new(wire::BatchDeleteFederatedBundleResponse { results }))
+    }
+}
+
+impl Bundles {
+    /// Adds to the own bundle and shows it.
+    async fn append(&self, addition: TrustBundle) -> Result<TrustBundle, StoreError> {
+        let bundle = self.store.bundles().append(addition).await?;
+        self.own.refresh().await?;
+        Ok(bundle)
+    }
+
+    async fn create(&self, bundle: &types::Bundle) -> Result<TrustBundle, Refusal> {
+        let bundle = self
+            .read(bundle, "creating a federated bundle for the server's own trust domain is not allowed")?;
+        self.store.bundles().create(bundle).await.map_err(|error| match error {
+            StoreError::AlreadyExists(_) => Refusal::with_code(Code::AlreadyExists, "bundle already exists"),
+            error => Refusal::shown(Code::Internal, "unable to create bundle", &error),
+        })
+    }
+
+    async fn set(&self, bundle: &types::Bundle) -> Result<TrustBundle, Refusal> {
+        let bundle =
+            self.read(bundle, "setting a federated bundle for the server's own trust domain is not allowed")?;
+        let set = self.store.bundles().set(bundle).await;
+        set.map_err(|error| Refusal::shown(Code::Internal, "failed to set bundle", &error))
+    }
+
+    async fn update(
+        &self,
+        bundle: &types::Bundle,
+        mask: Option<&types::BundleMask>,
+    ) -> Result<TrustBundle, Refusal> {
+        let bundle = self
+            .read(bundle, "updating a federated bundle for the server's own trust domain is not allowed")?;
+        let mask = mask.unwrap_or(&convert::ALL_OF_BUNDLE);
+        let update = BundleUpdate {
+            x509_authorities: mask.x509_authorities.then_some(bundle.x509_authorities),
+            jwt_authorities: mask.jwt_authorities.then_some(bundle.jwt_authorities),
+            wit_authorities: None,
+            refresh_hint: mask.refresh_hint.then_some(bundle.refresh_hint),
+            sequence_number: mask.sequence_number.then_some(bundle.sequence_number),
+        };
+        let updated = self.store.bundles().update(&bundle.trust_domain, update).await;
+        updated.map_err(|error| missing_or(Code::Internal, "failed to update bundle", &error))
+    }
+
+    async fn delete(&self, trust_domain: &str, mode: DeleteMode) -> Result<(), Refusal> {
+        let trust_domain = self
+            .read_foreign(trust_domain, "removing the bundle for the server trust domain is not allowed")?;
+        let deleted = self.store.bundles().delete(&trust_domain, mode).await;
+        deleted
+            .map_err(|error| missing_or(status::code_of(&error), "failed to delete federated bundle", &error))
+    }
+
+    fn read(&self, bundle: &types::Bundle, own_refused: &str) -> Result<TrustBundle, Refusal> {
+        let trust_domain = self.read_foreign(&bundle.trust_domain, own_refused)?;
+        convert::read_bundle(bundle, trust_domain)
+            .map_err(|fault: BundleFault| Refusal::invalid_because("failed to convert bundle", &fault))
+    }
+
+    fn read_foreign(&self, trust_domain: &str, own_refused: &str) -> Result<TrustDomain, Refusal> {
+        let trust_domain = TrustDomain::parse(trust_domain)
+            .map_err(|e| Refusal::invalid_because("trust domain argument is not valid", &e))?;
+        if trust_domain == self.trust_domain {
+            return Err(Refusal::invalid(own_refused));
+        }
+        Ok(trust_domain)
+    }
+
+    /// Shows what was written to those who watch; a deleted bundle may have changed entries too.
+    async fn written(&self) {
+        if let Err(error) = self.federated.refresh().await {
+            tracing::warn!(%error, "Could not reload federated bundles; they show later");
+        }
+        self.feed.changed().await;
+    }
+}
+
+fn outcome(
+    result: Result<TrustBundle, Refusal>,
+    mask: Option<&types::BundleMask>,
+) -> (types::Status, Option<types::Bundle>) {
+    match result {
+        Ok(bundle) => (status::ok(), Some(convert::bundle(&bundle, mask))),
+        Err(refusal) => (refusal.into(), None),
+    }
+}
+
+fn missing_or(code: Code, what: &str, error: &StoreError) -> Refusal {
+    match status::code_of(error) {
+        Code::NotFound => Refusal::not_found("bundle not found"),
+        _ => Refusal::shown(code, what, error),
+    }
+}
+
+fn about(trust_domain: &str) -> Subject {
+    Subject { trust_domain_id: Some(trust_domain.to_owned()), ..Subject::default() }
+}
+
+fn authorities_subject(x509: &[types::X509Certificate], jwt: &[types::JwtKey]) -> Subject {
+    let mut subject = Subject::default();
+    for (i, key) in jwt.iter().enumerate() {
+        subject.others.add(&format!("jwt_authority_key_id.{i}"), &key.key_id);
+        subject.others.add(&format!("jwt_authority_expires_at.{i}"), key.expires_at);
+        subject
+            .others
+            .add(&format!("jwt_authority_public_key_sha256.{i}"), convert::sha256_hex(&key.public_key));
+    }
+    for (i, certificate) in x509.iter().enumerate() {
+        subject
+            .others
+            .add(&format!("x509_authorities_asn1_sha256.{i}"), convert::sha256_hex(&certificate.asn1));
+    }
+    subject
+}

@@ -1,0 +1,277 @@
+//! What a peer sees of an error, and what the log keeps of it. No other file makes a [`tonic::Status`].
+//!
+//! Texts follow SPIRE's: `outer: inner`, and for NOT_FOUND the outer part alone. A cause that lies in the server
+//! (a database, a key) is shown to operators only; agents and strangers get the outer text.
+
+use std::error::Error;
+use std::fmt;
+
+use bytes::Bytes;
+use finial_proto::spire::api::types;
+use finial_proto::spire::api::types::permission_denied_details::Reason;
+use prost::{Message, Name};
+use tonic::{Code, Status};
+
+use crate::access::permit;
+use crate::store::StoreError;
+
+/// An answer other than success: to a whole call as [`Status`], to one element of a batch as [`types::Status`].
+///
+/// Whoever makes one has it logged, with its causes, once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    code: Code,
+    message: String,
+    /// With PERMISSION_DENIED: what an agent has to do about it.
+    reason: Option<Reason>,
+}
+
+impl Refusal {
+    /// INVALID_ARGUMENT with a text alone.
+    pub fn invalid(text: &str) -> Refusal {
+        tracing::error!("Invalid argument: {text}");
+        Refusal::new(Code::InvalidArgument, text.to_owned())
+    }
+
+    /// INVALID_ARGUMENT `text: cause`: what the caller sent was wrong, so the caller may read why.
+    pub fn invalid_because(text: &str, cause: &dyn Error) -> Refusal {
+        let cause = chain(cause);
+        tracing::error!(error = %cause, "Invalid argument: {text}");
+        Refusal::new(Code::InvalidArgument, format!("{text}: {cause}"))
+    }
+
+    /// NOT_FOUND with a text alone: the cause says nothing more.
+    pub fn not_found(text: &str) -> Refusal {
+        tracing::error!("{}", Capitalised(text));
+        Refusal::new(Code::NotFound, text.to_owned())
+    }
+
+    /// Another code with a text alone.
+    pub fn with_code(code: Code, text: &str) -> Refusal {
+        match code {
+            Code::InvalidArgument => Refusal::invalid(text),
+            _ => {
+                tracing::error!("{}", Capitalised(text));
+                Refusal::new(code, text.to_owned())
+            }
+        }
+    }
+
+    /// `text: cause` for operators: the methods that only an admin or the local socket may call.
+    pub fn shown(code: Code, text: &str, cause: &dyn Error) -> Refusal {
+        match code {
+            Code::InvalidArgument => Refusal::invalid_because(text, cause),
+            Code::NotFound => Refusal::not_found(text),
+            _ => {
+                let cause = chain(cause);
+                tracing::error!(error = %cause, "{}", Capitalised(text));
+                Refusal::new(code, format!("{text}: {cause}"))
+            }
+        }
+    }
+
+    /// INTERNAL for agents and strangers: the peer reads `text`, the log has the cause.
+    pub fn internal(text: &str, cause: &dyn Error) -> Refusal {
+        tracing::error!(error = %chain(cause), "{}", Capitalised(text));
+        Refusal::new(Code::Internal, text.to_owned())
+    }
+
+    /// What reading a request stream failed with: the peer broke the protocol, or sent too much.
+    pub fn from_stream(status: Status) -> Refusal {
+        let code = match status.code() {
+            Code::OutOfRange => Code::ResourceExhausted,
+            code => code,
+        };
+        Refusal::new(code, status.message().to_owned())
+    }
+
+    /// PERMISSION_DENIED with the reason that an agent acts on.
+    pub fn denied(text: &str, reason: Reason) -> Refusal {
+        tracing::error!("{}", Capitalised(text));
+        Refusal { reason: Some(reason), ..Refusal::new(Code::PermissionDenied, text.to_owned()) }
+    }
+
+    fn new(code: Code, message: String) -> Refusal {
+        Refusal { code, message, reason: None }
+    }
+
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Status {
+        match refusal.reason {
+            Some(reason) => with_reason(&refusal.message, reason),
+            None => Status::new(refusal.code, refusal.message),
+        }
+    }
+}
+
+impl From<Refusal> for types::Status {
+    fn from(refusal: Refusal) -> types::Status {
+        types::Status { code: refusal.code as i32, message: refusal.message }
+    }
+}
+
+/// The status of a batch element that succeeded. SPIRE's clients read the status without a look whether there is one.
+pub fn ok() -> types::Status {
+    types::Status { code: Code::Ok as i32, message: "OK".to_owned() }
+}
+
+/// UNIMPLEMENTED for a method (`/package.Service/Method`) that this server knows but does not have yet.
+pub fn not_built(path: &str) -> Status {
+    let method = path.trim_start_matches('/');
+    Status::unimplemented(format!("{method} is not built yet"))
+}
+
+/// UNIMPLEMENTED for a method that nobody knows.
+pub fn unknown_method(path: &str) -> Status {
+    Status::unimplemented(format!("unknown method {}", path.trim_start_matches('/')))
+}
+
+/// PERMISSION_DENIED for a method (`/package.Service/Method`), with the reason if there is one that helps the caller.
+pub fn denied(path: &str, reason: Option<Reason>) -> Status {
+    let text = format!("authorization denied for method {path}");
+    match reason {
+        Some(reason) => with_reason(&text, reason),
+        None => Status::permission_denied(text),
+    }
+}
+
+fn with_reason(text: &str, reason: Reason) -> Status {
+    let detail = types::PermissionDeniedDetails { reason: reason as i32 };
+    // google.rpc.Status, as gRPC puts it into the trailer grpc-status-details-bin.
+    let whole = RpcStatus {
+        code: Code::PermissionDenied as i32,
+        message: text.to_owned(),
+        details: vec![prost_types::Any {
+            type_url: format!("type.googleapis.com/{}", types::PermissionDeniedDetails::full_name()),
+            value: detail.encode_to_vec(),
+        }],
+    };
+    Status::with_details(Code::PermissionDenied, text, Bytes::from(whole.encode_to_vec()))
+}
+
+/// The reason of a refusal, as the wire has it.
+pub fn reason(reason: permit::Reason) -> Reason {
+    match reason {
+        permit::Reason::AgentExpired => Reason::AgentExpired,
+        permit::Reason::AgentNotAttested => Reason::AgentNotAttested,
+        permit::Reason::AgentNotActive => Reason::AgentNotActive,
+        permit::Reason::AgentBanned => Reason::AgentBanned,
+        permit::Reason::AgentMustReattest => Reason::AgentMustReattest,
+    }
+}
+
+/// The code as Go prints it.
+pub fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}
+
+/// The code of a failed store operation.
+pub fn code_of(error: &StoreError) -> Code {
+    match error {
+        StoreError::NotFound(_) => Code::NotFound,
+        StoreError::AlreadyExists(_) => Code::AlreadyExists,
+        StoreError::InvalidArgument(_) => Code::InvalidArgument,
+        StoreError::FailedPrecondition(_) => Code::FailedPrecondition,
+        StoreError::Closed => Code::Unavailable,
+        _ => Code::Internal,
+    }
+}
+
+/// An error and its causes in one line, each said once.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        // Many errors already name their cause.
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+struct Capitalised<'a>(&'a str);
+
+impl fmt::Display for Capitalised<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut chars = self.0.chars();
+        match chars.next() {
+            Some(first) => write!(f, "{}{}", first.to_uppercase(), chars.as_str()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] Inner);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("inner")]
+    struct Inner;
+
+    #[test]
+    fn causes_are_shown_to_those_who_may_read_them() {
+        let error = Outer(Inner);
+        assert_eq!(Refusal::invalid_because("bad", &error).message(), "bad: outer: inner");
+        assert_eq!(Refusal::shown(Code::Internal, "bad", &error).message(), "bad: outer: inner");
+        assert_eq!(Refusal::internal("bad", &error).message(), "bad");
+        assert_eq!(Refusal::shown(Code::NotFound, "entry not found", &error).message(), "entry not found");
+    }
+
+    #[test]
+    fn a_denial_carries_its_reason_where_go_looks_for_it() {
+        let status = denied("/a.B/C", Some(Reason::AgentBanned));
+        assert_eq!(status.message(), "authorization denied for method /a.B/C");
+        let whole = RpcStatus::decode(status.details()).unwrap();
+        assert_eq!(whole.code, 7);
+        assert_eq!(whole.details[0].type_url, "type.googleapis.com/spire.api.types.PermissionDeniedDetails");
+        let detail = types::PermissionDeniedDetails::decode(whole.details[0].value.as_slice()).unwrap();
+        assert_eq!(detail.reason(), Reason::AgentBanned);
+        assert!(denied("/a.B/C", None).details().is_empty());
+    }
+}

@@ -1,0 +1,226 @@
+//! `spire.api.server.svid.v1.SVID`: X.509-SVIDs for workloads, operators and nested servers.
+
+use std::time::Duration;
+
+use finial_daemon::clock::unix_seconds;
+use finial_identity::csr::{CsrError, VerifiedCsr};
+use finial_identity::entry::{dns_name, no_wildcard_overlap};
+use finial_identity::spiffe_id::SpiffeId;
+use finial_identity::trust_domain::TrustDomain;
+use finial_proto::spire::api::server::svid::v1 as wire;
+use finial_proto::spire::api::server::svid::v1::svid_server::Svid;
+use finial_proto::spire::api::types;
+use tonic::{Code, Request, Response, Status};
+
+use crate::access::audit::Subject;
+use crate::api::convert;
+use crate::api::gate::Call;
+use crate::api::status::{self, Refusal};
+use crate::authority::issue::{IssueError, Issuer};
+use crate::authority::profile::{MintIntent, ProfileError};
+use crate::bundles::own::OwnBundle;
+use crate::entries::authorized;
+use crate::entries::feed::Feed;
+use crate::entries::snapshot::Snapshot;
+
+/// The service.
+pub struct Svids {
+    pub trust_domain: TrustDomain,
+    pub feed: Feed,
+    pub issuer: Issuer,
+    pub own_bundle: OwnBundle,
+}
+
+#[tonic::async_trait]
+impl Svid for Svids {
+    async fn mint_x509svid(
+        &self,
+        request: Request<wire::MintX509svidRequest>,
+    ) -> Result<Response<wire::MintX509svidResponse>, Status> {
+        let call = Call::of(&request)?;
+        let wire::MintX509svidRequest { csr, ttl } = request.into_inner();
+        let subject = || {
+            let mut subject = Subject { csr: Some(convert::sha256_hex(&csr)), ..Subject::default() };
+            subject.others.add("ttl", ttl);
+            subject
+        };
+        let work = async {
+            if csr.is_empty() {
+                return Err(Refusal::invalid("missing CSR"));
+            }
+            let csr = VerifiedCsr::from_der(&csr).map_err(|fault| match &fault {
+                CsrError::Malformed(_) => Refusal::invalid(&fault.to_string()),
+                CsrError::BadSignature(cause) => {
+                    Refusal::invalid_because("failed to verify CSR signature", cause)
+                }
+            })?;
+            let id = self.minted_id(&csr)?;
+            for name in csr.dns_names() {
+                dns_name(name).map_err(|e| Refusal::invalid_because("CSR DNS name is invalid", &e))?;
+            }
+            no_wildcard_overlap(csr.dns_names()).map_err(|e| {
+                Refusal::invalid_because(
+                    "CSR DNS name contains a wildcard that covers another non-wildcard name",
+                    &e,
+                )
+            })?;
+            let mint = MintIntent { id: id.clone(), dns_names: csr.dns_names().to_vec(), ttl: seconds(ttl) };
+            let issued = self.issuer.minted_x509(&call.granted, &csr, mint).await;
+            let issued =
+                issued.map_err(|e| Refusal::shown(Code::Internal, "failed to sign X509-SVID", &e))?;
+            tracing::debug!(
+                spiffe_id = %id,
+                serial_num = issued.svid.serial_decimal(),
+                expiration = unix_seconds(issued.svid.not_after()),
+                "Signed X509 SVID"
+            );
+            Ok(wire::MintX509svidResponse { svid: Some(convert::svid(&issued.svid)) })
+        };
+        call.answer(subject, work).await
+    }
+
+    async fn mint_jwtsvid(
+        &self,
+        request: Request<wire::MintJwtsvidRequest>,
+    ) -> Result<Response<wire::MintJwtsvidResponse>, Status> {
+        Err(not_built(&request))
+    }
+
+    async fn mint_witsvid(
+        &self,
+        request: Request<wire::MintWitsvidRequest>,
+    ) -> Result<Response<wire::MintWitsvidResponse>, Status> {
+        Err(not_built(&request))
+    }
+
+    async fn batch_new_x509svid(
+        &self,
+        request: Request<wire::BatchNewX509svidRequest>,
+    ) -> Result<Response<wire::BatchNewX509svidResponse>, Status> {
+        let call = Call::of(&request)?;
+        let params = request.into_inner().params;
+        if params.is_empty() {
+            return Err(Refusal::invalid("missing parameters").into());
+        }
+        call.limit(params.len(), "rejecting request due to certificate signing rate limiting").await?;
+        let agent_id = call.agent_id()?;
+        let snapshot = self.feed.snapshot();
+        let mut results = Vec::with_capacity(params.len());
+        for one in params {
+            let (status, svid) = match self.new_x509(&snapshot, &agent_id, &one).await {
+                Ok(svid) => (status::ok(), Some(svid)),
+                Err(refusal) => (refusal.into(), None),
+            };
+            call.audit_item(&status, || Subject {
+                entry_id: Some(one.entry_id),
+                spiffe_id: svid.as_ref().and_then(|svid| svid.id.as_ref()).map(convert::id_text),
+                csr: Some(convert::sha256_hex(&one.csr)),
+                expires_at: svid.as_ref().map(|svid| svid.expires_at),
+                ..Subject::default()
+            });
+            results.push(wire::batch_new_x509svid_response::Result { status: Some(status), svid });
+            // Signing is work for the processor: others get their turn between two certificates.
+            tokio::task::yield_now().await;
+        }
+        Ok(Response::new(wire::BatchNewX509svidResponse { results }))
+    }
+
+    async fn new_jwtsvid(
+        &self,
+        request: Request<wire::NewJwtsvidRequest>,
+    ) -> Result<Response<wire::NewJwtsvidResponse>, Status> {
+        Err(not_built(&request))
+    }
+
+    async fn batch_new_witsvid(
+        &self,
+        request: Request<wire::BatchNewWitsvidRequest>,
+    ) -> Result<Response<wire::BatchNewWitsvidResponse>, Status> {
+        Err(not_built(&request))
+    }
+
+    async fn new_downstream_x509ca(
+        &self,
+        request: Request<wire::NewDownstreamX509caRequest>,
+    ) -> Result<Response<wire::NewDownstreamX509caResponse>, Status> {
+        let call = Call::of(&request)?;
+        let wire::NewDownstreamX509caRequest { csr, preferred_ttl } = request.into_inner();
+        let subject = || Subject {
+            csr: Some(convert::sha256_hex(&csr)),
+            trust_domain_id: Some(self.trust_domain.id().to_string()),
+            ..Subject::default()
+        };
+        let work = async {
+            call.limit(1, "rejecting request due to downstream CA signing rate limit").await?;
+            let csr = VerifiedCsr::from_der(&csr).map_err(|fault| Refusal::invalid(&fault.to_string()))?;
+            let issued = self.issuer.downstream_ca(&call.granted, &csr, seconds(preferred_ttl)).await;
+            let issued = issued.map_err(|error| match &error {
+                IssueError::Profile(fault @ ProfileError::AuthorityUri(..)) => {
+                    Refusal::invalid_because("invalid CSR", fault)
+                }
+                error => Refusal::internal("failed to sign downstream X.509 CA", error),
+            })?;
+            let bundle = self.own_bundle.current();
+            Ok(wire::NewDownstreamX509caResponse {
+                ca_cert_chain: issued.chain.iter().map(|der| der.to_vec()).collect(),
+                x509_authorities: bundle.x509_authorities.iter().map(|a| a.der.clone()).collect(),
+            })
+        };
+        call.answer(subject, work).await
+    }
+}
+
+impl Svids {
+    /// Only the key of the CSR is used; what the certificate says comes from the entry.
+    async fn new_x509(
+        &self,
+        snapshot: &Snapshot,
+        agent_id: &SpiffeId,
+        params: &wire::NewX509svidParams,
+    ) -> Result<types::X509svid, Refusal> {
+        if params.entry_id.is_empty() {
+            return Err(Refusal::invalid("missing entry ID"));
+        }
+        if params.csr.is_empty() {
+            return Err(Refusal::invalid("missing CSR"));
+        }
+        let authorized = authorized::one_for_agent(snapshot, agent_id, &params.entry_id)
+            .ok_or_else(|| Refusal::not_found("entry not found or not authorized"))?;
+        let csr = VerifiedCsr::from_der(&params.csr).map_err(|fault| Refusal::invalid(&fault.to_string()))?;
+        let issued = self.issuer.workload_x509(&authorized, &csr).await;
+        let issued = issued.map_err(|error| Refusal::internal("failed to sign X509-SVID", &error))?;
+        tracing::debug!(
+            entry_id = params.entry_id,
+            spiffe_id = %issued.svid.id(),
+            serial_num = issued.svid.serial_decimal(),
+            revision_number = authorized.entry().revision_number,
+            expiration = unix_seconds(issued.svid.not_after()),
+            "Signed X509 SVID"
+        );
+        Ok(convert::svid(&issued.svid))
+    }
+
+    fn minted_id(&self, csr: &VerifiedCsr) -> Result<SpiffeId, Refusal> {
+        const WHAT: &str = "CSR URI SAN is invalid";
+        let uri = match csr.uris() {
+            [] => return Err(Refusal::invalid("CSR URI SAN is required")),
+            [uri] => uri,
+            _ => return Err(Refusal::invalid("only one URI SAN is expected")),
+        };
+        let id = SpiffeId::parse(uri).map_err(|e| Refusal::invalid_because(WHAT, &e))?;
+        id.workload_in(&self.trust_domain).map_err(|e| Refusal::invalid_because(WHAT, &e))?;
+        Ok(id)
+    }
+}
+
+fn not_built<T>(request: &Request<T>) -> Status {
+    match Call::of(request) {
+        Ok(call) => status::not_built(call.granted.method()),
+        Err(status) => status,
+    }
+}
+
+/// A lifetime; nothing positive means the default.
+fn seconds(ttl: i32) -> Duration {
+    Duration::from_secs(u64::try_from(ttl).unwrap_or(0))
+}

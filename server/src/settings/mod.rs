@@ -1,0 +1,345 @@
+//! `server.conf` and the flags of `run`, as typed settings.
+//!
+//! The keys are SPIRE's. Each of them either has its effect here or is refused by name: a server that ignores what its
+//! operator wrote is worse than one that does not start. A flag goes before the file and the file before the default;
+//! a value that is empty, 0 or false counts as not given, as in SPIRE.
+
+mod plugins;
+mod ttl;
+mod unbuilt;
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use finial_daemon::keys::KeyType;
+use finial_daemon::settings::{Block, Section, SettingsError, load};
+use finial_daemon::telemetry::TelemetrySettings;
+use finial_identity::spiffe_id::SpiffeId;
+use finial_identity::trust_domain::TrustDomain;
+
+pub use plugins::{DataStore, Plugins};
+
+use crate::access::limit::Switches;
+use crate::agents::prune::{NodePruning, PruneSettings};
+use crate::authority::profile::SubjectSettings;
+use crate::entries::feed::FeedSettings;
+
+/// Where `run` looks without `-config`.
+pub const DEFAULT_CONFIG: &str = "conf/server/server.conf";
+/// The admin socket's place where nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/tmp/spire-server/private/api.sock";
+
+/// The flags of `run` and `validate`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Flags {
+    /// Path to a SPIRE config file
+    #[arg(long = "config", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Expand environment variables in SPIRE config file
+    #[arg(long = "expandEnv")]
+    pub expand_env: bool,
+    /// IP address or DNS name of the SPIRE server
+    #[arg(long = "bindAddress", value_name = "ADDRESS")]
+    pub bind_address: Option<String>,
+    /// Port number of the SPIRE server
+    #[arg(long = "serverPort", value_name = "PORT")]
+    pub bind_port: Option<u16>,
+    /// Path to bind the SPIRE Server API socket to
+    #[arg(long = "socketPath", value_name = "PATH")]
+    pub socket_path: Option<PathBuf>,
+    /// Directory to store runtime data to
+    #[arg(long = "dataDir", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The trust domain that this server belongs to
+    #[arg(long = "trustDomain", value_name = "NAME")]
+    pub trust_domain: Option<String>,
+    /// 'debug', 'info', 'warn', or 'error'
+    #[arg(long = "logLevel", value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// 'text' or 'json'
+    #[arg(long = "logFormat", value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// File to write logs to
+    #[arg(long = "logFile", value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Include source file, line number and function name in log lines
+    #[arg(long = "logSourceLocation")]
+    pub log_source_location: bool,
+}
+
+/// Everything that the server is built from.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub trust_domain: TrustDomain,
+    /// An IP address or a host name.
+    pub bind_address: String,
+    pub bind_port: u16,
+    /// The admin socket.
+    pub socket_path: PathBuf,
+    pub data_dir: PathBuf,
+    pub log: TelemetrySettings,
+
+    pub ca_ttl: Duration,
+    pub ca_key_type: KeyType,
+    pub ca_subject: SubjectSettings,
+    /// Of an entry that says 0, and of the server's own SVID.
+    pub default_x509_svid_ttl: Duration,
+    pub agent_ttl: Duration,
+
+    pub admin_ids: Vec<SpiffeId>,
+    pub audit_log_enabled: bool,
+    pub rate_limits: Switches,
+    pub require_pq_kem: bool,
+
+    pub agent_spiffe_id_as_selector: bool,
+    pub feed: FeedSettings,
+    pub prune_events_older_than: Duration,
+    /// Absent when nothing is pruned.
+    pub prune_nodes: Option<NodePruning>,
+
+    pub plugins: Plugins,
+
+    /// What the operator should know, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// Why there are no settings. Says what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("could not find config file {}: please use the -config flag", .0.display())]
+    NoFile(PathBuf),
+    #[error("{0}")]
+    Settings(#[from] SettingsError),
+}
+
+impl Settings {
+    /// Reads the configuration file that the flags name. All that is wrong with it is reported together.
+    pub fn load(flags: &Flags) -> Result<Settings, LoadError> {
+        let path = flags.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG));
+        if !path.exists() {
+            return Err(LoadError::NoFile(std::path::absolute(path).unwrap_or_else(|_| path.to_owned())));
+        }
+        Ok(Settings::read(&load(path, flags.expand_env)?, flags)?)
+    }
+
+    /// The settings in a parsed file.
+    pub fn read(file: &Block, flags: &Flags) -> Result<Settings, SettingsError> {
+        let top = Section::new(file);
+        // Read below.
+        top.is_block("plugins");
+        unbuilt::telemetry(&top);
+        unbuilt::health_checks(&top);
+        let server = top.require_block("server");
+        unbuilt::server(&server);
+        let experimental = server.block("experimental");
+        let experimental = experimental.as_ref();
+        if let Some(experimental) = experimental {
+            unbuilt::experimental(experimental);
+        }
+        let experimental_bool = |key| experimental.and_then(|e| e.bool(key)).unwrap_or(false);
+        let rate_limit = server.block("ratelimit");
+        let limited = |key| rate_limit.as_ref().and_then(|r| r.bool(key)).unwrap_or(true);
+        let mut warnings = Vec::new();
+
+        let trust_domain = trust_domain(&server, flags);
+        let data_dir = path(&flags.data_dir, server.string("data_dir"));
+        if data_dir.is_none() {
+            server.problem_here("data_dir must be configured");
+        }
+        let ca_subject = ca_subject(&server, &mut warnings);
+        let lifetimes = Lifetimes::read(&server, &mut warnings);
+        let bind_address = given(flags.bind_address.clone(), server.string("bind_address"));
+        let bind_port = flags.bind_port.filter(|port| *port != 0).or_else(|| port(&server));
+        let socket_path = path(&flags.socket_path, server.string("socket_path"));
+        let log = log(&server, flags);
+        let ca_key_type = server.parsed("ca_key_type").unwrap_or(KeyType::EcP256);
+        let admin_ids = admin_ids(&server);
+        let audit_log_enabled = server.bool("audit_log_enabled").unwrap_or(false);
+        let feed = feed(experimental, &mut warnings);
+        let prune_events_older_than = experimental.and_then(|e| time(e, "prune_events_older_than"));
+        let prune_nodes = prune_nodes(&server);
+        // An agent's row is read at each of its calls, so what is known of it is never stale.
+        server.duration("max_attested_node_info_staleness");
+        let rate_limits = Switches { attestation: limited("attestation"), signing: limited("signing") };
+        let require_pq_kem = experimental_bool("require_pq_kem");
+        let agent_spiffe_id_as_selector = experimental_bool("agent_spiffe_id_as_selector");
+        // Entries always follow the events.
+        experimental_bool("events_based_cache");
+        if experimental.is_some_and(|e| !e.source().items.is_empty()) {
+            warnings.push(
+                "Experimental features have been enabled. They may change with any release.".to_owned(),
+            );
+        }
+        top.finish()?;
+
+        let (Some(trust_domain), Some(data_dir)) = (trust_domain, data_dir) else {
+            // `finish` has reported both already.
+            return Err(SettingsError::whole_file(&file.file, "trust_domain must be configured".to_owned()));
+        };
+        Ok(Settings {
+            trust_domain,
+            bind_address: bind_address.unwrap_or_else(|| "0.0.0.0".to_owned()),
+            bind_port: bind_port.unwrap_or(8081),
+            socket_path: socket_path.unwrap_or_else(|| DEFAULT_SOCKET.into()),
+            data_dir,
+            log,
+            ca_ttl: lifetimes.ca,
+            ca_key_type,
+            ca_subject,
+            default_x509_svid_ttl: lifetimes.x509_svid,
+            agent_ttl: lifetimes.agent,
+            admin_ids,
+            audit_log_enabled,
+            rate_limits,
+            require_pq_kem,
+            agent_spiffe_id_as_selector,
+            feed,
+            prune_events_older_than: prune_events_older_than
+                .unwrap_or(PruneSettings::default().events_older_than),
+            prune_nodes,
+            plugins: Plugins::read(file)?,
+            warnings,
+        })
+    }
+}
+
+struct Lifetimes {
+    ca: Duration,
+    x509_svid: Duration,
+    agent: Duration,
+}
+
+impl Lifetimes {
+    fn read(server: &Section, warnings: &mut Vec<String>) -> Lifetimes {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let ca = time(server, "ca_ttl").unwrap_or(24 * HOUR);
+        let x509_svid = time(server, "default_x509_svid_ttl").unwrap_or(HOUR);
+        let agent = time(server, "agent_ttl");
+        // The calls for JWT-SVIDs answer that they are not built yet, whatever these two say.
+        let jwt_svid = time(server, "default_jwt_svid_ttl");
+        if server.bool("disable_jwt_svids") == Some(true) {
+            warnings.push("JWT-SVID profile is disabled".to_owned());
+        }
+        let all = [
+            ("default_x509_svid_ttl", Some(x509_svid)),
+            ("default_jwt_svid_ttl", jwt_svid),
+            ("agent_ttl", agent),
+        ];
+        warnings.extend(all.into_iter().filter_map(|(key, ttl)| ttl::warning(key, ttl?, ca)));
+        Lifetimes { ca, x509_svid, agent: agent.unwrap_or(x509_svid) }
+    }
+}
+
+fn trust_domain(server: &Section, flags: &Flags) -> Option<TrustDomain> {
+    let Some(text) = given(flags.trust_domain.clone(), server.string("trust_domain")) else {
+        server.problem_here("trust_domain must be configured");
+        return None;
+    };
+    match TrustDomain::parse(&text) {
+        Ok(trust_domain) => Some(trust_domain),
+        Err(error) => {
+            server.problem("trust_domain", format!("could not parse trust_domain {text:?}: {error}"));
+            None
+        }
+    }
+}
+
+fn admin_ids(server: &Section) -> Vec<SpiffeId> {
+    let mut ids = Vec::new();
+    for text in server.list("admin_ids").unwrap_or_default() {
+        match SpiffeId::parse(&text) {
+            Ok(id) => ids.push(id),
+            Err(error) => server.problem("admin_ids", format!("could not parse admin ID {text:?}: {error}")),
+        }
+    }
+    ids
+}
+
+fn ca_subject(server: &Section, warnings: &mut Vec<String>) -> SubjectSettings {
+    let Some(section) = server.block("ca_subject") else { return SubjectSettings::default() };
+    let subject = SubjectSettings {
+        country: section.list("country").unwrap_or_default(),
+        organization: section.list("organization").unwrap_or_default(),
+        common_name: section.string("common_name").unwrap_or_default(),
+    };
+    if subject == SubjectSettings::default() {
+        warnings.push("ca_subject configurable is set but empty; the default will be used".to_owned());
+    }
+    subject
+}
+
+fn feed(experimental: Option<&Section>, warnings: &mut Vec<String>) -> FeedSettings {
+    let default = FeedSettings::default();
+    let Some(section) = experimental else { return default };
+    let reload = time(section, "cache_reload_interval").unwrap_or(default.reload);
+    let full_reload = time(section, "full_cache_reload_interval").unwrap_or(default.full_reload);
+    if full_reload <= reload {
+        section.problem("full_cache_reload_interval", "must be greater than cache_reload_interval");
+    }
+    let old_name = time(section, "sql_transaction_timeout");
+    let event_timeout = time(section, "event_timeout");
+    if old_name.is_some() {
+        warnings.push(
+            "experimental.sql_transaction_timeout is deprecated, use experimental.event_timeout instead"
+                .into(),
+        );
+        if event_timeout.is_some() {
+            section.problem(
+                "sql_transaction_timeout",
+                "means the same as event_timeout; only set event_timeout",
+            );
+        }
+    }
+    let event_timeout = event_timeout.or(old_name).unwrap_or(default.event_timeout);
+    FeedSettings { reload, full_reload, event_timeout, ..default }
+}
+
+fn prune_nodes(server: &Section) -> Option<NodePruning> {
+    let expired_for = time(server, "prune_attested_nodes_expired_for");
+    let batch = server.number("prune_attested_nodes_batch_size").filter(|size: &u32| *size != 0);
+    let include_tofu = server.bool("prune_tofu_nodes").unwrap_or(false);
+    Some(NodePruning { expired_for: expired_for?, batch: batch.unwrap_or(1000), include_tofu })
+}
+
+fn log(server: &Section, flags: &Flags) -> TelemetrySettings {
+    let source_location = server.bool("log_source_location").unwrap_or(false);
+    TelemetrySettings {
+        level: name(server, "log_level", &flags.log_level).unwrap_or_default(),
+        format: name(server, "log_format", &flags.log_format).unwrap_or_default(),
+        file: path(&flags.log_file, server.string("log_file")),
+        source_location: flags.log_source_location || source_location,
+    }
+}
+
+/// What a flag or else a key names.
+fn name<T>(server: &Section, key: &str, flag: &Option<String>) -> Option<T>
+where
+    T: FromStr,
+    T::Err: Display,
+{
+    let text = given(flag.clone(), server.string(key))?;
+    text.parse().map_err(|error| server.problem(key, error)).ok()
+}
+
+fn port(server: &Section) -> Option<u16> {
+    server.number("bind_port").filter(|port| *port != 0)
+}
+
+fn given(flag: Option<String>, key: Option<String>) -> Option<String> {
+    flag.filter(|text| !text.is_empty()).or(key.filter(|text| !text.is_empty()))
+}
+
+fn path(flag: &Option<PathBuf>, key: Option<String>) -> Option<PathBuf> {
+    let flag = flag.clone().filter(|path| !path.as_os_str().is_empty());
+    flag.or(key.filter(|text| !text.is_empty()).map(PathBuf::from))
+}
+
+/// A time span; "0s" counts as not given.
+fn time(section: &Section, key: &str) -> Option<Duration> {
+    section.duration(key).filter(|time| !time.is_zero())
+}
+
+#[cfg(test)]
+mod tests;
