@@ -137,3 +137,165 @@ fn service_and_method(full: &str) -> (&str, &str) {
     let (service, method) = full.trim_start_matches('/').split_once('/').unwrap_or((full, ""));
     (service.strip_prefix("spire.api.server.").unwrap_or(service), method)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use finial_daemon::listen::peer::LocalPeer;
+    use finial_daemon::listen::{ConnInfo, Origin};
+    use tracing::field::{Field, Visit};
+    use tracing::span;
+
+    use super::*;
+    use crate::access::fixture::{Authority, anonymous, noon};
+    use crate::access::permit::{self, Facts};
+    use crate::entries::snapshot::EntryFlags;
+
+    type Line = Vec<(String, String)>;
+
+    /// Keeps the events of this module.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<Line>>>);
+
+    struct Fields<'a>(&'a mut Line);
+
+    impl Visit for Fields<'_> {
+        fn record_str(&mut self, field: &Field, value: &str) {
+            self.0.push((field.name().to_owned(), value.to_owned()));
+        }
+
+        fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+            self.0.push((field.name().to_owned(), format!("{value:?}")));
+        }
+    }
+
+    impl tracing::Subscriber for Lines {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            metadata.target().ends_with("access::audit")
+        }
+
+        fn event(&self, event: &tracing::Event<'_>) {
+            let mut line = vec![("level".to_owned(), event.metadata().level().to_string())];
+            event.record(&mut Fields(&mut line));
+            self.0.lock().unwrap().push(line);
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    /// The fields of the one line that `record` leads to, sorted.
+    fn line(record: &Record<'_>) -> Vec<String> {
+        let lines = Lines::default();
+        tracing::subscriber::with_default(lines.clone(), || write(record));
+        let mut lines = std::mem::take(&mut *lines.0.lock().unwrap());
+        assert_eq!(lines.len(), 1);
+        let mut fields: Vec<String> =
+            lines.remove(0).into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        fields.sort();
+        fields
+    }
+
+    #[test]
+    fn a_call_that_went_well() {
+        let caller = Authority::new("example.org").svid("/admin", 7).caller();
+        let row = permit::row("/spire.api.server.entry.v1.Entry/BatchCreateEntry").unwrap();
+        let flags = EntryFlags { admin: true, downstream: false };
+        let facts = Facts { caller: &caller, admin_ids: &[], flags, standing: None, now: noon() };
+        let granted = permit::decide(row, &facts).unwrap();
+        let mut record = Record::of(&granted, "6f1e");
+        record.subject = Subject {
+            entry_id: Some("web".into()),
+            selectors: Some("unix:uid:1,unix:gid:2".into()),
+            x509_svid_ttl: Some(60),
+            downstream: Some(false),
+            ..Subject::default()
+        };
+        record.subject.others.add("hint", "a b");
+        record.subject.others.add("store_svid", true);
+        assert_eq!(
+            line(&record),
+            [
+                "authorized_as=admin",
+                "authorized_via=entries",
+                "caller_addr=192.0.2.1:4711",
+                "caller_id=spiffe://example.org/admin",
+                "downstream=false",
+                "entry_id=web",
+                "level=INFO",
+                "message=API accessed",
+                "method=BatchCreateEntry",
+                "request=hint=a b, store_svid=true",
+                "request_id=6f1e",
+                "selectors=unix:uid:1,unix:gid:2",
+                "service=entry.v1.Entry",
+                "status=success",
+                "type=audit",
+                "x509_svid_ttl=60",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_call_that_was_refused() {
+        let caller = anonymous();
+        let record = Record {
+            caller: &caller,
+            method: "/grpc.health.v1.Health/Check",
+            role: None,
+            request_id: "1",
+            outcome: Outcome::Error { code: "PermissionDenied", message: "authorization denied" },
+            subject: Subject::default(),
+        };
+        assert_eq!(
+            line(&record),
+            [
+                "authorized_as=nobody",
+                "authorized_via=",
+                "caller_addr=192.0.2.2:4712",
+                "level=INFO",
+                "message=API accessed",
+                "method=Check",
+                "request_id=1",
+                "service=grpc.health.v1.Health",
+                "status=error",
+                "status_code=PermissionDenied",
+                "status_message=authorization denied",
+                "type=audit",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_local_caller_is_named_by_its_process() {
+        let process = Arc::new(LocalPeer::of_process(std::process::id()).unwrap());
+        let caller = Caller::from_socket(&ConnInfo::new(Origin::Local(Arc::clone(&process)), None));
+        let record = Record {
+            caller: &caller,
+            method: "/spire.api.server.logger.v1.Logger/GetLogger",
+            role: Some(Role::Local),
+            request_id: "1",
+            outcome: Outcome::Success,
+            subject: Subject::default(),
+        };
+        let line = line(&record);
+        let program = std::env::current_exe().unwrap().canonicalize().unwrap();
+        for expected in [
+            format!("caller_uid={}", process.uid()),
+            format!("caller_gid={}", process.gid()),
+            format!("caller_path={}", program.display()),
+            "authorized_as=local".to_owned(),
+            "authorized_via=transport".to_owned(),
+        ] {
+            assert!(line.contains(&expected), "{expected} is not in {line:?}");
+        }
+        assert!(!line.iter().any(|field| field.starts_with("caller_addr") || field.starts_with("caller_id")));
+    }
+}

@@ -268,3 +268,6 @@ impl fmt::Debug for CurrentSvid {
         f.debug_struct("CurrentSvid").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -335,3 +335,6 @@ static TABLE: &[Row] = &[
     limited("/grpc.health.v1.Health/List", Local, Limit::None, Audit::None),
     limited("/grpc.health.v1.Health/Watch", Local, Limit::None, Audit::None),
 ];
+
+#[cfg(test)]
+mod tests;

@@ -213,3 +213,6 @@ fn check_agent_id(agent_id: &SpiffeId, kind: &str, store: &Store) -> Result<(), 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,3 +81,79 @@ impl Renewable {
         &self.agent_id
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use finial_daemon::clock::Clock;
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+    use crate::access::fixture::noon;
+    use crate::entries::fixture::{id, td};
+    use crate::store::OpenSettings;
+    use crate::store::agents::{AttestedNode, NodeUpdate};
+
+    async fn store_with_agent() -> (Store, SpiffeId) {
+        let store = Store::open(OpenSettings::new(":memory:", td(), Clock::paused(noon()))).await.unwrap();
+        let agent = id("/spire/agent/join_token/a");
+        let node = AttestedNode {
+            spiffe_id: agent.clone(),
+            attestation_type: "join_token".into(),
+            serial_number: "7".into(),
+            expires_at: 100,
+            new_serial_number: String::new(),
+            new_expires_at: 0,
+            can_reattest: false,
+            agent_version: String::new(),
+            selectors: Vec::new(),
+        };
+        store.agents().create(node).await.unwrap();
+        (store, agent)
+    }
+
+    fn csr() -> Vec<u8> {
+        let key = KeyPair::generate().unwrap();
+        CertificateParams::default().serialize_request(&key).unwrap().der().to_vec()
+    }
+
+    #[tokio::test]
+    async fn a_renewal_notes_the_new_serial_beside_the_old_one() {
+        let (store, agent) = store_with_agent().await;
+        for serial in ["8", "9"] {
+            let (renewable, _csr) = check(&store, &agent, Some(&csr())).await.unwrap();
+            assert_eq!(renewable.agent_id(), &agent);
+            record(&store, &renewable, serial, noon() + Duration::from_secs(60)).await.unwrap();
+            let node = store.agents().get(&agent).await.unwrap().unwrap();
+            assert_eq!((node.serial_number.as_str(), node.expires_at), ("7", 100), "untouched");
+            assert_eq!(node.new_serial_number, serial);
+            assert_eq!(node.new_expires_at, unix_seconds(noon()) + 60);
+        }
+    }
+
+    #[tokio::test]
+    async fn refusals_come_in_order_with_their_texts() {
+        let (store, agent) = store_with_agent().await;
+        let unknown = id("/spire/agent/join_token/b");
+        let text = |outcome: Result<_, RenewFault>| outcome.map(|_| ()).unwrap_err().to_string();
+        assert_eq!(text(check(&store, &unknown, None).await), "agent not found");
+        assert_eq!(text(check(&store, &agent, None).await), "params cannot be nil");
+        assert_eq!(text(check(&store, &agent, Some(&[])).await), "missing CSR");
+        let bad = text(check(&store, &agent, Some(b"bad")).await);
+        assert!(bad.starts_with("failed to parse CSR: "), "{bad}");
+
+        let update = NodeUpdate { can_reattest: Some(true), ..NodeUpdate::default() };
+        store.agents().update(&agent, update).await.unwrap();
+        assert_eq!(text(check(&store, &agent, None).await), "agent must reattest instead of renew");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_was_evicted_meanwhile_is_not_found() {
+        let (store, agent) = store_with_agent().await;
+        let (renewable, _csr) = check(&store, &agent, Some(&csr())).await.unwrap();
+        store.agents().delete(&agent).await.unwrap();
+        let fault = record(&store, &renewable, "8", noon()).await.unwrap_err();
+        assert!(matches!(fault, RenewFault::NotFound), "{fault}");
+    }
+}

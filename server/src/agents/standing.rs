@@ -100,3 +100,91 @@ fn log(id: &SpiffeId, serial: &str, standing: &Standing) {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use finial_daemon::clock::{Clock, unix_seconds};
+
+    use super::*;
+    use crate::access::fixture::{Authority, noon};
+    use crate::store::OpenSettings;
+
+    fn node(id: &SpiffeId, serial: &str, new_serial: &str) -> AttestedNode {
+        AttestedNode {
+            spiffe_id: id.clone(),
+            attestation_type: "join_token".into(),
+            serial_number: serial.into(),
+            expires_at: 100,
+            new_serial_number: new_serial.into(),
+            new_expires_at: 200,
+            can_reattest: false,
+            agent_version: "1.15".into(),
+            selectors: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_table() {
+        let id = SpiffeId::parse("spiffe://example.org/spire/agent/join_token/a").unwrap();
+        let not_active =
+            |expected: &str| Assessment::Settled(Standing::NotActive { expected: expected.into() });
+        let settled = Assessment::Settled;
+        // Current and new serial in the store, serial shown, seconds until it ends.
+        let cases = [
+            (Some(("7", "")), "7", 1, settled(Standing::Active)),
+            (Some(("7", "")), "7", 0, settled(Standing::Active)),
+            (Some(("7", "")), "7", -1, settled(Standing::Expired)),
+            (Some(("7", "8")), "7", 1, settled(Standing::Active)),
+            (Some(("7", "8")), "8", 1, Assessment::Promote),
+            (Some(("7", "8")), "8", -1, settled(Standing::Expired)),
+            (Some(("7", "8")), "9", 1, not_active("7")),
+            (Some(("7", "")), "8", 1, not_active("7")),
+            (Some(("7", "")), "", 1, not_active("7")),
+            (Some(("", "")), "7", 1, settled(Standing::Banned)),
+            (Some(("", "")), "", 1, settled(Standing::Banned)),
+            (Some(("", "8")), "8", 1, settled(Standing::Banned)),
+            (None, "7", 1, settled(Standing::NotAttested)),
+            (None, "7", -1, settled(Standing::Expired)),
+        ];
+        for (number, (stored, serial, left, expected)) in cases.into_iter().enumerate() {
+            let node = stored.map(|(current, new)| node(&id, current, new));
+            let now = noon();
+            let not_after =
+                if left < 0 { now - Duration::from_secs(1) } else { now + Duration::from_secs(left as u64) };
+            assert_eq!(assess(node.as_ref(), serial, not_after, now), expected, "case {number}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_use_of_a_renewed_svid_ends_the_old_one() {
+        let authority = Authority::new("example.org");
+        let clock = Clock::paused(noon());
+        let store = Store::open(OpenSettings::new(":memory:", authority.td.clone(), clock)).await.unwrap();
+        let path = "/spire/agent/join_token/a";
+        let (old, new) = (authority.svid(path, 7).caller(), authority.svid(path, 8).caller());
+        let (old, new) = (old.svid().unwrap(), new.svid().unwrap());
+        assert_eq!(of(&store, old, noon()).await.unwrap(), Standing::NotAttested);
+        store.agents().create(node(old.id(), "7", "")).await.unwrap();
+        store.agents().set_pending(old.id(), "8", unix_seconds(new.not_after())).await.unwrap();
+
+        assert_eq!(of(&store, old, noon()).await.unwrap(), Standing::Active, "until the new one is used");
+        let both = tokio::join!(of(&store, new, noon()), of(&store, new, noon()), of(&store, new, noon()));
+        assert_eq!(
+            (both.0.unwrap(), both.1.unwrap(), both.2.unwrap()),
+            (Standing::Active, Standing::Active, Standing::Active)
+        );
+        let stored = store.agents().get(old.id()).await.unwrap().unwrap();
+        assert_eq!((stored.serial_number.as_str(), stored.new_serial_number.as_str()), ("8", ""));
+        assert_eq!(stored.expires_at, unix_seconds(new.not_after()));
+        assert_eq!(of(&store, old, noon()).await.unwrap(), Standing::NotActive { expected: "8".into() });
+
+        store.agents().ban(old.id()).await.unwrap();
+        assert_eq!(of(&store, new, noon()).await.unwrap(), Standing::Banned);
+        store.agents().delete(old.id()).await.unwrap();
+        assert_eq!(of(&store, new, noon()).await.unwrap(), Standing::NotAttested);
+        let late = noon() + Duration::from_secs(3601);
+        assert_eq!(of(&store, new, late).await.unwrap(), Standing::Expired);
+    }
+}

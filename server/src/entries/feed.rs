@@ -333,3 +333,6 @@ impl FeedTask {
         self.publish(rows);
     }
 }
+
+#[cfg(test)]
+mod tests;
