@@ -4,8 +4,9 @@ use finial_identity::selector::{Selector, SelectorMatch, sorted};
 use finial_identity::spiffe_id::SpiffeId;
 
 use super::dialect::{Row, Sql, Value, values};
-use super::entries::{self, Relation, Scan, match_condition, selector_values};
+use super::entries::{self, Scan};
 use super::events::node_changed;
+use super::filters::{Relation, match_condition, selector_values};
 use super::{Bounds, Page, PageRequest, Store, StoreError, selector_at};
 
 /// Operations on nodes. From [`Store::agents`].

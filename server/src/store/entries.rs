@@ -9,6 +9,7 @@ use finial_identity::trust_domain::TrustDomain;
 
 use super::dialect::{Row, Sql, Value, values};
 use super::events::entry_changed;
+use super::filters::{self, PARENT_OF_FOUND, selector_condition};
 use super::{Bounds, Page, PageRequest, Store, StoreError, blob};
 
 /// The longest blob of additional attributes.
@@ -167,7 +168,7 @@ impl Entries<'_> {
     /// one (`could not parse token 'x'`).
     pub async fn list(&self, list: &ListEntries) -> Result<Page<Entry>, StoreError> {
         let bounds = Bounds::of(list.page.as_ref())?;
-        let (condition, values) = filter(list)?;
+        let (condition, values) = filters::entries(list)?;
         self.store
             .read(move |sql| {
                 let rows = readable(load(sql, &condition, &values, bounds.as_ref())?);
@@ -178,7 +179,7 @@ impl Entries<'_> {
 
     /// How many entries pass the filters. The page is not looked at.
     pub async fn count(&self, list: &ListEntries) -> Result<u64, StoreError> {
-        let (condition, values) = filter(list)?;
+        let (condition, values) = filters::entries(list)?;
         self.store
             .read(move |sql| {
                 let query = format!("SELECT COUNT(*) FROM registered_entries e WHERE {condition}");
@@ -287,40 +288,6 @@ pub(super) fn delete_row(sql: &Sql<'_>, row: i64, entry_id: &str) -> Result<(), 
         sql.run(statement, values![row])?;
     }
     entry_changed(sql, entry_id)
-}
-
-/// The conditions of a set of pairs or names: which rows of `owner` relate to the given set as asked.
-pub(super) fn match_condition(mode: SelectorMatch, relation: &Relation<'_>, given: usize) -> String {
-    let Relation { owner, key, from, member, set } = relation;
-    let shared = format!("{owner} IN (SELECT {key} FROM {from} WHERE {member} IN {set})");
-    let all = format!(
-        "{owner} IN (SELECT {key} FROM {from} WHERE {member} IN {set} GROUP BY {key} HAVING COUNT(*) = {given})"
-    );
-    let no_other =
-        format!("NOT EXISTS (SELECT 1 FROM {from} WHERE {key} = {owner} AND {member} NOT IN {set})");
-    match mode {
-        SelectorMatch::Any => shared,
-        SelectorMatch::Superset => all,
-        SelectorMatch::Subset => format!("{shared} AND {no_other}"),
-        SelectorMatch::Exact => format!("{all} AND {no_other}"),
-    }
-}
-
-/// How often [`match_condition`] names the set, so how often its values are bound.
-pub(super) fn times_bound(mode: SelectorMatch) -> usize {
-    match mode {
-        SelectorMatch::Any | SelectorMatch::Superset => 1,
-        SelectorMatch::Subset | SelectorMatch::Exact => 2,
-    }
-}
-
-/// A set that belongs to a row: its table, how it names its owner, and what its members are.
-pub(super) struct Relation<'a> {
-    pub(super) owner: &'a str,
-    pub(super) key: &'a str,
-    pub(super) from: &'a str,
-    pub(super) member: &'a str,
-    pub(super) set: String,
 }
 
 const COLUMNS: &str = "e.id, e.entry_id, e.spiffe_id, e.parent_id, e.ttl, e.admin, e.downstream, e.expiry, \
@@ -450,9 +417,9 @@ fn similar(sql: &Sql<'_>, entry: &Entry) -> Result<Option<Entry>, StoreError> {
         return Ok(None);
     }
     let (selectors, of_selectors) = selector_condition(SelectorMatch::Exact, &given);
-    let mut values = vec![Value::from(entry.parent_id.as_str()), Value::from(entry.spiffe_id.as_str())];
+    let mut values = vec![Value::from(entry.spiffe_id.as_str()), Value::from(entry.parent_id.as_str())];
     values.extend(of_selectors);
-    let condition = format!("e.parent_id = ? AND e.spiffe_id = ? AND {selectors}");
+    let condition = format!("e.spiffe_id = ? AND {PARENT_OF_FOUND} = ? AND {selectors}");
     let found = load(sql, &condition, &values, None)?.into_iter().next();
     found.map(|(_, entry)| entry).transpose()
 }
@@ -568,70 +535,4 @@ fn attributes_blob(attributes: &AdditionalAttributes) -> Result<Vec<u8>, StoreEr
         )));
     }
     Ok(blob)
-}
-
-/// The condition of a list, on `registered_entries e`, and its values.
-fn filter(list: &ListEntries) -> Result<(String, Vec<Value<'static>>), StoreError> {
-    let mut conditions = vec!["0 = 0".to_owned()];
-    let mut values = Vec::new();
-    for (column, id) in [("e.parent_id", &list.parent_id), ("e.spiffe_id", &list.spiffe_id)] {
-        if let Some(id) = id {
-            conditions.push(format!("{column} = ?"));
-            values.push(Value::from(id.as_str().to_owned()));
-        }
-    }
-    if let Some(hint) = list.hint.as_ref().filter(|hint| !hint.is_empty()) {
-        conditions.push("e.hint = ?".to_owned());
-        values.push(Value::from(hint.clone()));
-    }
-    if list.downstream {
-        conditions.push("e.downstream = true".to_owned());
-    }
-    if let Some((mode, selectors)) = &list.selectors {
-        let given = sorted(selectors.clone());
-        if given.is_empty() {
-            return Err(StoreError::InvalidArgument("cannot list by empty selector set".to_owned()));
-        }
-        let (condition, of_selectors) = selector_condition(*mode, &given);
-        conditions.push(condition);
-        values.extend(of_selectors);
-    }
-    if let Some((mode, trust_domains)) = &list.federates_with {
-        let given = sorted(trust_domains.clone());
-        if given.is_empty() {
-            return Err(StoreError::InvalidArgument("cannot list by empty trust domain set".to_owned()));
-        }
-        let relation = Relation {
-            owner: "e.id",
-            key: "registered_entry_id",
-            from: "federated_registration_entries JOIN bundles ON bundles.id = bundle_id",
-            member: "trust_domain",
-            set: Sql::set(given.len()),
-        };
-        conditions.push(match_condition(*mode, &relation, given.len()));
-        for _ in 0..times_bound(*mode) {
-            values.extend(given.iter().map(|trust_domain| Value::from(trust_domain.id().to_string())));
-        }
-    }
-    Ok((conditions.join(" AND "), values))
-}
-
-fn selector_condition(mode: SelectorMatch, given: &[Selector]) -> (String, Vec<Value<'static>>) {
-    let relation = Relation {
-        owner: "e.id",
-        key: "registered_entry_id",
-        from: "selectors",
-        member: "(type, value)",
-        set: Sql::pairs(given.len()),
-    };
-    (match_condition(mode, &relation, given.len()), selector_values(mode, given))
-}
-
-/// The values of a set of selectors, as often as [`match_condition`] names it.
-pub(super) fn selector_values(mode: SelectorMatch, given: &[Selector]) -> Vec<Value<'static>> {
-    let once = given
-        .iter()
-        .flat_map(|selector| [Value::from(selector.kind.clone()), Value::from(selector.value.clone())]);
-    let once: Vec<_> = once.collect();
-    once.iter().cycle().take(once.len() * times_bound(mode)).cloned().collect()
 }

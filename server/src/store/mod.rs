@@ -18,6 +18,7 @@ mod dialect;
 pub mod entries;
 mod error;
 pub mod events;
+mod filters;
 pub mod issued;
 pub mod journal;
 mod migrations;
