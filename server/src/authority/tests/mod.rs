@@ -1,0 +1,83 @@
+//! Tests of the authority as a whole, and what they share.
+
+mod certificates;
+mod drive;
+pub(crate) mod pki;
+mod rotate;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use finial_daemon::clock::Clock;
+use finial_daemon::keys::memory::MemoryKeys;
+use finial_daemon::keys::{KeyManager, KeyType};
+use finial_identity::trust_domain::TrustDomain;
+
+use super::drive::{Driver, DriverParts};
+use super::profile::{ProfileSettings, Profiles};
+use crate::bundles::own::OwnBundle;
+use crate::plugins::upstream_authority::UpstreamAuthority;
+use crate::store::issued::{Batching, IssuedLog};
+use crate::store::{OpenSettings, Store};
+
+pub(crate) fn trust_domain() -> TrustDomain {
+    TrustDomain::parse("example.org").unwrap()
+}
+
+/// The present, since the files that openssl makes begin now.
+pub(crate) fn today() -> SystemTime {
+    Clock::wall().now()
+}
+
+/// What a server keeps over a restart, and the time.
+struct Machine {
+    clock: Clock,
+    store: Store,
+    keys: Arc<dyn KeyManager>,
+    upstream: Option<Arc<dyn UpstreamAuthority>>,
+    settings: ProfileSettings,
+    key_type: KeyType,
+    issued: IssuedLog,
+}
+
+impl Machine {
+    async fn new() -> Machine {
+        let clock = Clock::paused(today());
+        let store = Store::open(OpenSettings::new(":memory:", trust_domain(), clock.clone())).await.unwrap();
+        let (issued, writing) = IssuedLog::start(store.clone(), Batching::default());
+        tokio::spawn(writing);
+        Machine {
+            clock,
+            store,
+            keys: Arc::new(MemoryKeys::new()),
+            upstream: None,
+            settings: ProfileSettings::new(trust_domain()),
+            key_type: KeyType::EcP256,
+            issued,
+        }
+    }
+
+    /// The driver as a start of the server makes it.
+    async fn driver(&self) -> Driver {
+        Driver::load(DriverParts {
+            clock: self.clock.clone(),
+            store: self.store.clone(),
+            keys: Arc::clone(&self.keys),
+            key_type: self.key_type,
+            upstream: self.upstream.clone(),
+            bundle: OwnBundle::load(self.store.clone()).await.unwrap(),
+            profiles: Arc::new(Profiles::new(self.settings.clone())),
+            issued: self.issued.clone(),
+        })
+        .await
+        .unwrap()
+    }
+
+    /// The X.509 authorities that the store holds now.
+    async fn roots(&self) -> Vec<Vec<u8>> {
+        let bundle = self.store.bundles().get(&trust_domain()).await.unwrap();
+        bundle
+            .map(|bundle| bundle.x509_authorities.into_iter().map(|root| root.der).collect())
+            .unwrap_or_default()
+    }
+}

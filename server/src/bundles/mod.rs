@@ -1,0 +1,4 @@
+//! Trust bundles: our own, and those of others.
+
+pub mod federated;
+pub mod own;
