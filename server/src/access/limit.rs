@@ -326,6 +326,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn small_calls_do_not_starve_a_large_one() {
+        let (clock, limits) = limits(Switches::default());
+        limits.take(Limit::SignX509, HOST, 500, None).await.unwrap();
+        let large = tokio::spawn({
+            let (limits, clock) = (limits.clone(), clock.clone());
+            async move {
+                limits.take(Limit::SignX509, HOST, 500, None).await.unwrap();
+                clock.monotonic()
+            }
+        });
+        tokio::task::yield_now().await;
+        for _ in 0..10 {
+            limits.take(Limit::SignX509, HOST, 1, None).await.unwrap();
+        }
+        let served = large.await.unwrap();
+        assert!(served <= Duration::from_millis(1002), "served after {served:?}");
+        assert!(clock.monotonic() > served);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn switches_and_the_admin_socket_are_free() {
         let (clock, limits) = limits(Switches { attestation: false, signing: false });
         for limit in [Limit::None, Limit::Attest, Limit::SignX509, Limit::SignJwt, Limit::SignWit] {
