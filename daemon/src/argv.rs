@@ -12,12 +12,14 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use clap_complete::Shell;
 
+pub mod text;
+
 /// Reads the process's arguments, the program's name first, into a `clap` structure.
 ///
 /// As in Go: `-flag value`, `-flag=value` and the same with two dashes; boolean flags take a value only after
 /// `=`; the last of several equal flags counts, unless the flag collects; flags end at the first word that is
 /// none, and what follows is ignored by commands without positional arguments. `-h`, `-help` and `--help`
-/// anywhere print the usage with exit code 0. A missing or unknown command prints the commands with exit code
+/// anywhere print the usage and the command's `after_help` with exit code 0. A missing or unknown command prints the commands with exit code
 /// 127, within a group of commands (`entry`) with exit code 1; wrong flags print what is wrong and the usage
 /// with exit code 1. All of it goes to standard error.
 pub fn parse<T: CommandFactory + FromArgMatches>(
@@ -77,7 +79,7 @@ impl FromStr for OutputFormat {
 
     fn from_str(text: &str) -> Result<OutputFormat, UnknownOutputFormat> {
         match text.to_lowercase().as_str() {
-            "pretty" => Ok(OutputFormat::Pretty),
+            "pretty" | "prettyprint" => Ok(OutputFormat::Pretty),
             "json" => Ok(OutputFormat::Json),
             _ => Err(UnknownOutputFormat(text.to_string())),
         }
@@ -158,13 +160,13 @@ impl<'a> Line<'a> {
                     (false, 1) => 127,
                     (false, _) => 1,
                 };
-                return Err(Exit { code, text: usage(&path) });
+                return Err(Exit { code, text: if asks_help { help(&path) } else { usage(&path) } });
             };
             command = found;
             path.push(found);
         }
         if asks_help {
-            return Err(Exit { code: 0, text: usage(&path) });
+            return Err(Exit { code: 0, text: help(&path) });
         }
         let mut flags: Vec<(String, OsString)> = Vec::new();
         let mut rest = Vec::new();
@@ -265,7 +267,18 @@ fn refused(error: &clap::Error, path: &[Command]) -> Exit {
     Exit { code: 1, text: format!("{text}\n{}", usage(&path)) }
 }
 
-/// What `-h` prints: the flags of a command, or the commands of a group.
+/// What `-h` prints: the usage and what the command says of itself at length (`after_help`), mostly examples.
+fn help(path: &[&Command]) -> String {
+    let mut text = usage(path);
+    if let Some(more) = path.last().and_then(|command| command.get_after_help()) {
+        text.push('\n');
+        text.push_str(more.to_string().trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// The flags of a command, or the commands of a group.
 fn usage(path: &[&Command]) -> String {
     let names: Vec<&str> = path.iter().map(|command| command.get_name()).collect();
     let Some(command) = path.last() else {
