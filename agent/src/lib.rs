@@ -5,9 +5,12 @@ pub mod attest;
 pub mod bootstrap;
 pub mod build;
 pub mod cache;
+pub mod cli;
 pub mod own_svid;
 pub mod plugins;
 pub mod settings;
 pub mod storage;
 pub mod sync;
 pub mod workload_api;
+
+pub use cli::main_with;

@@ -259,11 +259,10 @@ fn read_agent(agent: &Section, flags: &Overrides) -> AgentBlock {
         }
     }
 
+    // The key is read even when the flag counts: what nobody reads is refused as unknown.
     let text = |flag: &Option<String>, key: &str| {
-        flag.clone()
-            .filter(|flag| !flag.is_empty())
-            .or_else(|| agent.string(key))
-            .filter(|text| !text.is_empty())
+        let key = agent.string(key);
+        flag.clone().filter(|flag| !flag.is_empty()).or(key).filter(|text| !text.is_empty())
     };
     let required = |flag: &Option<String>, key: &str| {
         text(flag, key).unwrap_or_else(|| {
@@ -285,7 +284,8 @@ fn read_agent(agent: &Section, flags: &Overrides) -> AgentBlock {
         }
     };
     let server_address = required(&flags.server_address, "server_address");
-    let server_port = flags.server_port.filter(|port| *port != 0).or_else(|| agent.number("server_port"));
+    let server_port = agent.number("server_port");
+    let server_port = flags.server_port.filter(|port| *port != 0).or(server_port);
     let server_port = server_port.filter(|port| *port != 0).unwrap_or_else(|| {
         agent.problem("server_port", "server_port must be configured");
         0
@@ -319,7 +319,7 @@ fn read_agent(agent: &Section, flags: &Overrides) -> AgentBlock {
             })
         }),
         file: text(&flags.log_file, "log_file").map(PathBuf::from),
-        source_location: flags.log_source_location || agent.bool("log_source_location").unwrap_or(false),
+        source_location: agent.bool("log_source_location").unwrap_or(false) || flags.log_source_location,
     };
 
     let max_svids = agent.number::<usize>("x509_svid_cache_max_size").unwrap_or(0);
@@ -334,8 +334,8 @@ fn read_agent(agent: &Section, flags: &Overrides) -> AgentBlock {
             "workload_x509_svid_key_type must be one of [rsa-2048, ec-p256, ec-p384]",
         );
     }
-    let allow_unauthenticated_verifiers = flags.allow_unauthenticated_verifiers
-        || agent.bool("allow_unauthenticated_verifiers").unwrap_or(false);
+    let allow_unauthenticated_verifiers = agent.bool("allow_unauthenticated_verifiers").unwrap_or(false)
+        || flags.allow_unauthenticated_verifiers;
     if agent.bool("disable_workload_api") == Some(true) {
         agent.problem(
             "disable_workload_api",
@@ -392,7 +392,7 @@ fn read_bootstrap(
     let url = text(&flags.trust_bundle_url, "trust_bundle_url");
     let unix_socket =
         agent.string("trust_bundle_unix_socket").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let insecure = flags.insecure_bootstrap || agent.bool("insecure_bootstrap").unwrap_or(false);
+    let insecure = agent.bool("insecure_bootstrap").unwrap_or(false) || flags.insecure_bootstrap;
 
     let sources = usize::from(path.is_some()) + usize::from(url.is_some()) + usize::from(insecure);
     if sources > 1 {

@@ -1,0 +1,137 @@
+//! The command line of `finial-agent`: SPIRE's verbs, flags, texts and exit codes.
+
+mod api;
+mod healthcheck;
+mod run;
+mod socket;
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use finial_daemon::argv;
+
+/// Runs the program. `args` begin with its name.
+pub fn main_with(args: Vec<OsString>) -> ExitCode {
+    if let Some(text) = not_built(&args) {
+        eprintln!("Error: {text}");
+        return ExitCode::FAILURE;
+    }
+    match argv::parse::<Program>(with_default_verb(args)) {
+        Ok(program) => program.verb.run(),
+        Err(exit) => exit.report(),
+    }
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "finial-agent", version, after_help = PROGRAM_HELP)]
+struct Program {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Runs the agent
+    Run(run::Flags),
+    /// Says whether the agent would start with a configuration
+    Validate(run::Flags),
+    /// Asks a running agent whether it is healthy
+    Healthcheck(healthcheck::Healthcheck),
+    /// Talks to the Workload API as a workload does
+    #[command(subcommand)]
+    Api(api::Verb),
+    /// Prints a completion script for a shell
+    #[command(after_help = COMPLETION_HELP)]
+    Completion {
+        /// bash, zsh or fish
+        shell: Option<String>,
+    },
+}
+
+const PROGRAM_HELP: &str = "\
+One agent runs on each node. It proves the node to the server and hands workloads their SVIDs on a Unix socket.
+
+Examples:
+    finial-agent run -config agent.conf -joinToken 0d4f5a68-…      the first start on a node
+    finial-agent healthcheck -socketPath /run/spire/agent.sock
+    finial-agent api fetch -write /tmp                             what this user's processes would get
+
+-h behind a command explains its flags.";
+
+const COMPLETION_HELP: &str = "\
+Examples:
+    finial-agent completion bash > /etc/bash_completion.d/finial-agent
+    finial-agent completion zsh > \"${fpath[1]}/_finial-agent\"
+    finial-agent completion fish > ~/.config/fish/completions/finial-agent.fish";
+
+impl Verb {
+    fn run(self) -> ExitCode {
+        match self {
+            Verb::Run(flags) => run::run(&flags),
+            Verb::Validate(flags) => run::validate(&flags),
+            Verb::Healthcheck(check) => block_on(check.run()),
+            Verb::Api(api::Verb::Fetch(api::Fetch::X509(fetch))) => block_on(fetch.run()),
+            Verb::Api(api::Verb::Watch(watch)) => block_on(watch.run()),
+            Verb::Completion { shell } => completion(shell.as_deref().unwrap_or("")),
+        }
+    }
+}
+
+/// SPIRE's verbs that are not there yet, with what they are about.
+const NOT_BUILT: &[(&str, &str)] = &[
+    ("api fetch jwt", "JWT-SVIDs"),
+    ("api validate", "JWT-SVIDs"),
+    ("logger", "the agent's admin socket"),
+    ("debug", "the agent's admin socket"),
+];
+
+fn not_built(args: &[OsString]) -> Option<String> {
+    let words: Vec<&str> = args.iter().skip(1).filter_map(|word| word.to_str()).collect();
+    let (verb, about) = NOT_BUILT.iter().find(|(verb, _)| {
+        let verb: Vec<&str> = verb.split(' ').collect();
+        words.starts_with(&verb)
+    })?;
+    Some(format!(
+        "\"{verb}\" is not built into finial-agent yet ({about} will come); \"finial-agent -h\" lists what is there"
+    ))
+}
+
+/// `api fetch` alone means `api fetch x509`.
+fn with_default_verb(mut args: Vec<OsString>) -> Vec<OsString> {
+    let is = |index: usize, word: &str| args.get(index).map(OsString::as_os_str) == Some(OsStr::new(word));
+    if is(1, "api") && is(2, "fetch") && !is(3, "x509") {
+        args.insert(3, OsString::from("x509"));
+    }
+    args
+}
+
+fn completion(shell: &str) -> ExitCode {
+    match argv::completion(Program::command(), shell) {
+        Ok(script) => {
+            print(&script);
+            ExitCode::SUCCESS
+        }
+        Err(exit) => exit.report(),
+    }
+}
+
+fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => {
+            eprintln!("Error: cannot start the runtime: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes to standard output. That nobody reads it is no fault (`finial-agent … | head`).
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests;
