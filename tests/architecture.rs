@@ -16,7 +16,7 @@ const SERVER_ROOMS: &[(&str, &[&str])] = &[
     ("authority", &["access", "agents", "bundles", "entries", "plugins", "store"]),
     ("access", &["agents", "authority", "bundles", "entries", "store"]),
     ("api", &["access", "agents", "authority", "bundles", "entries", "plugins", "store"]),
-    ("settings", &["authority", "plugins", "store"]),
+    ("settings", &["access", "agents", "authority", "entries", "plugins", "store"]),
     ("cli", &["build", "settings", "run"]),
 ];
 

@@ -49,10 +49,9 @@ enum ProgramError {
     InUse { path: PathBuf, holder: String },
     #[error("could not resolve bind address \"{address}:{port}\": {source}")]
     Resolve { address: String, port: u16, source: io::Error },
-    #[error("cannot listen on {address}: {source}; is another server running, or bind_port reserved?")]
-    Listen { address: SocketAddr, source: io::Error },
-    #[error("cannot listen on {}: {source}; check socket_path and whether another server runs", path.display())]
-    ListenAdmin { path: PathBuf, source: io::Error },
+    /// The listeners' errors name the address and the next step.
+    #[error("{0}")]
+    Listen(io::Error),
     #[error("cannot wait for signals: {0}")]
     Signals(io::Error),
     #[error("{0}")]
@@ -160,11 +159,9 @@ async fn start(settings: Settings, clock: Clock, log: LogHandle) -> Result<Built
         "Configured"
     );
     let address = resolve(&settings.bind_address, settings.bind_port).await?;
-    let listener = listen::bind_tcp(address).await;
-    let listener = listener.map_err(|source| ProgramError::Listen { address, source })?;
+    let listener = listen::bind_tcp(address).await.map_err(ProgramError::Listen)?;
     let socket_path = settings.socket_path.clone();
-    let admin = listen::unix_by_permission(&socket_path, ADMIN_SOCKET);
-    let admin = admin.map_err(|source| ProgramError::ListenAdmin { path: socket_path.clone(), source })?;
+    let admin = listen::unix_by_permission(&socket_path, ADMIN_SOCKET).map_err(ProgramError::Listen)?;
     let around = Surroundings { clock, api: listen::tcp(listener), admin, log };
     let built = build(settings, around).await?;
     let subsystem_name = "endpoints";

@@ -106,7 +106,7 @@ impl Bundle for Bundles {
         request: Request<wire::PublishWitAuthorityRequest>,
     ) -> Result<Response<wire::PublishWitAuthorityResponse>, Status> {
         let call = Call::of(&request)?;
-        Err(status::not_built(call.granted.method()))
+        call.answer(Subject::default, async { Err(Refusal::not_built(call.granted.method())) }).await
     }
 
     async fn list_federated_bundles(

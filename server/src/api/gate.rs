@@ -214,7 +214,7 @@ async fn admit(
         facts.standing = Some(standing);
     }
     permit::decide(row, &facts).map_err(|refused| {
-        tracing::error!(standing = ?facts.standing, "Failed to authenticate caller");
+        tracing::error!(reason = refused.reason.map(tracing::field::debug), "Failed to authenticate caller");
         status::denied(row.method, refused.reason.map(status::reason))
     })
 }

@@ -17,3 +17,6 @@ pub mod serve;
 pub mod status;
 pub mod svid;
 pub mod watch;
+
+#[cfg(test)]
+mod tests;

@@ -100,7 +100,8 @@ async fn connection(conn: Conn, gate: Gate, age: Option<Duration>, clock: Clock,
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "Connection ended");
+        // As a rule a client that went away without a word.
+        tracing::trace!(error = crate::api::status::chain(&error), "Connection ended");
     }
 }
 

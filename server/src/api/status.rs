@@ -76,6 +76,11 @@ impl Refusal {
         Refusal::new(Code::Internal, text.to_owned())
     }
 
+    /// UNIMPLEMENTED for a method (`/package.Service/Method`) that this server knows but does not have yet.
+    pub fn not_built(path: &str) -> Refusal {
+        Refusal::new(Code::Unimplemented, not_built_text(path))
+    }
+
     /// What reading a request stream failed with: the peer broke the protocol, or sent too much.
     pub fn from_stream(status: Status) -> Refusal {
         let code = match status.code() {
@@ -124,10 +129,9 @@ pub fn ok() -> types::Status {
     types::Status { code: Code::Ok as i32, message: "OK".to_owned() }
 }
 
-/// UNIMPLEMENTED for a method (`/package.Service/Method`) that this server knows but does not have yet.
+/// [`Refusal::not_built`] for a service that is not built at all.
 pub fn not_built(path: &str) -> Status {
-    let method = path.trim_start_matches('/');
-    Status::unimplemented(format!("{method} is not built yet"))
+    Status::unimplemented(not_built_text(path))
 }
 
 /// UNIMPLEMENTED for a method that nobody knows.
@@ -156,6 +160,10 @@ fn with_reason(text: &str, reason: Reason) -> Status {
         }],
     };
     Status::with_details(Code::PermissionDenied, text, Bytes::from(whole.encode_to_vec()))
+}
+
+fn not_built_text(path: &str) -> String {
+    format!("{} is not built yet", path.trim_start_matches('/'))
 }
 
 /// The reason of a refusal, as the wire has it.

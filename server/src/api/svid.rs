@@ -16,8 +16,8 @@ use crate::access::audit::Subject;
 use crate::api::convert;
 use crate::api::gate::Call;
 use crate::api::status::{self, Refusal};
-use crate::authority::issue::{IssueError, Issuer};
-use crate::authority::profile::{MintIntent, ProfileError};
+use crate::authority::issue::Issuer;
+use crate::authority::profile::MintIntent;
 use crate::bundles::own::OwnBundle;
 use crate::entries::authorized;
 use crate::entries::feed::Feed;
@@ -83,14 +83,14 @@ impl Svid for Svids {
         &self,
         request: Request<wire::MintJwtsvidRequest>,
     ) -> Result<Response<wire::MintJwtsvidResponse>, Status> {
-        Err(not_built(&request))
+        not_built(&request).await
     }
 
     async fn mint_witsvid(
         &self,
         request: Request<wire::MintWitsvidRequest>,
     ) -> Result<Response<wire::MintWitsvidResponse>, Status> {
-        Err(not_built(&request))
+        not_built(&request).await
     }
 
     async fn batch_new_x509svid(
@@ -99,11 +99,10 @@ impl Svid for Svids {
     ) -> Result<Response<wire::BatchNewX509svidResponse>, Status> {
         let call = Call::of(&request)?;
         let params = request.into_inner().params;
-        if params.is_empty() {
-            return Err(Refusal::invalid("missing parameters").into());
-        }
-        call.limit(params.len(), "rejecting request due to certificate signing rate limiting").await?;
-        let agent_id = call.agent_id()?;
+        let agent_id = match self.admit_batch(&call, params.len()).await {
+            Ok(agent_id) => agent_id,
+            Err(refusal) => return call.answer(Subject::default, async { Err(refusal) }).await,
+        };
         let snapshot = self.feed.snapshot();
         let mut results = Vec::with_capacity(params.len());
         for one in params {
@@ -129,14 +128,14 @@ impl Svid for Svids {
         &self,
         request: Request<wire::NewJwtsvidRequest>,
     ) -> Result<Response<wire::NewJwtsvidResponse>, Status> {
-        Err(not_built(&request))
+        not_built(&request).await
     }
 
     async fn batch_new_witsvid(
         &self,
         request: Request<wire::BatchNewWitsvidRequest>,
     ) -> Result<Response<wire::BatchNewWitsvidResponse>, Status> {
-        Err(not_built(&request))
+        not_built(&request).await
     }
 
     async fn new_downstream_x509ca(
@@ -154,12 +153,7 @@ impl Svid for Svids {
             call.limit(1, "rejecting request due to downstream CA signing rate limit").await?;
             let csr = VerifiedCsr::from_der(&csr).map_err(|fault| Refusal::invalid(&fault.to_string()))?;
             let issued = self.issuer.downstream_ca(&call.granted, &csr, seconds(preferred_ttl)).await;
-            let issued = issued.map_err(|error| match &error {
-                IssueError::Profile(fault @ ProfileError::AuthorityUri(..)) => {
-                    Refusal::invalid_because("invalid CSR", fault)
-                }
-                error => Refusal::internal("failed to sign downstream X.509 CA", error),
-            })?;
+            let issued = issued.map_err(|e| Refusal::internal("failed to sign downstream X.509 CA", &e))?;
             let bundle = self.own_bundle.current();
             Ok(wire::NewDownstreamX509caResponse {
                 ca_cert_chain: issued.chain.iter().map(|der| der.to_vec()).collect(),
@@ -171,6 +165,14 @@ impl Svid for Svids {
 }
 
 impl Svids {
+    async fn admit_batch(&self, call: &Call, size: usize) -> Result<SpiffeId, Refusal> {
+        if size == 0 {
+            return Err(Refusal::invalid("missing parameters"));
+        }
+        call.limit(size, "rejecting request due to certificate signing rate limiting").await?;
+        call.agent_id()
+    }
+
     /// Only the key of the CSR is used; what the certificate says comes from the entry.
     async fn new_x509(
         &self,
@@ -213,11 +215,9 @@ impl Svids {
     }
 }
 
-fn not_built<T>(request: &Request<T>) -> Status {
-    match Call::of(request) {
-        Ok(call) => status::not_built(call.granted.method()),
-        Err(status) => status,
-    }
+async fn not_built<T, U>(request: &Request<T>) -> Result<Response<U>, Status> {
+    let call = Call::of(request)?;
+    call.answer(Subject::default, async { Err(Refusal::not_built(call.granted.method())) }).await
 }
 
 /// A lifetime; nothing positive means the default.

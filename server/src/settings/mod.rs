@@ -151,7 +151,7 @@ impl Settings {
         let ca_subject = ca_subject(&server, &mut warnings);
         let lifetimes = Lifetimes::read(&server, &mut warnings);
         let bind_address = given(flags.bind_address.clone(), server.string("bind_address"));
-        let bind_port = flags.bind_port.filter(|port| *port != 0).or_else(|| port(&server));
+        let bind_port = flags.bind_port.filter(|port| *port != 0).or(port(&server));
         let socket_path = path(&flags.socket_path, server.string("socket_path"));
         let log = log(&server, flags);
         let ca_key_type = server.parsed("ca_key_type").unwrap_or(KeyType::EcP256);
