@@ -2,6 +2,7 @@
 # Passes the tests: sets up what they need, then checks and runs everything.
 #   tests/run.sh            all of it (what CI runs)
 #   tests/run.sh peers      only installs the foreign clients the tests talk to
+#   tests/run.sh fuzz       only the fuzz targets, FUZZ_SECONDS (10) each
 #   tests/run.sh FILTER     all checks, but only the tests whose name contains FILTER
 # Under CI=true a peer that can't be installed is a failure; elsewhere it is skipped, and said so loudly.
 set -euo pipefail
@@ -87,15 +88,25 @@ fuzz_smoke() {
     cargo install --quiet --locked --root "$target/tools" cargo-fuzz@0.13.2 ||
       { missing "fuzzing" "cargo install cargo-fuzz failed"; return; }
   fi
-  local one
+  export PATH=$PATH:$target/tools/bin
+  # No sanitizer: the code is safe Rust, and without one all targets share one build.
+  local options=(--fuzz-dir tests/fuzz --sanitizer none --target-dir "$target/fuzz")
+  cargo +nightly fuzz build "${options[@]}"
+  local one corpus dictionary
   for one in $(sed -n 's/^name = "\(.*\)"$/\1/p' tests/fuzz/Cargo.toml | tail -n +2); do
-    PATH="$PATH:$target/tools/bin" cargo +nightly fuzz run --fuzz-dir tests/fuzz --sanitizer none \
-      --target-dir "$target/fuzz" "$one" -- -max_total_time="${FUZZ_SECONDS:-10}" -verbosity=0 -rss_limit_mb=4096
+    # What is found goes to the first folder, the seeds are only read.
+    corpus=$target/fuzz-corpus/$one
+    mkdir -p "$corpus"
+    dictionary=tests/fuzz/dictionaries/$one.dict
+    [ -f "$dictionary" ] || dictionary=tests/fuzz/dictionaries/wire.dict
+    cargo +nightly fuzz run "${options[@]}" "$one" "$corpus" "tests/fuzz/seeds/$one" -- \
+      -dict="$dictionary" -max_total_time="${FUZZ_SECONDS:-10}" -verbosity=0 -rss_limit_mb=4096
   done
 }
 
 case "${1:-}" in
   peers) install_peers ;;
+  fuzz) fuzz_smoke ;;
   *)
     install_peers
     lint
