@@ -42,6 +42,8 @@ pub struct Known {
     entries: HashMap<String, Arc<Entry>>,
     own: Option<Arc<Bundle>>,
     federated: BTreeMap<TrustDomain, Arc<Bundle>>,
+    /// Of the last pushed change.
+    version: u64,
 }
 
 impl Entries {
@@ -95,13 +97,14 @@ impl Entries {
     ) -> Result<(), CallError> {
         loop {
             let mut renewed = self.identity.own_changes();
-            let mut changes = self.client.changes().await?;
+            let mut changes = self.client.changes(self.known.version).await?;
             loop {
                 let pushed = tokio::select! {
                     pushed = changes.next() => pushed?,
                     _ = renewed.changed() => break,
                 };
                 self.take_pushed(&pushed).await?;
+                self.known.version = pushed.version;
                 changes.acknowledge(&pushed).await;
                 first.take();
                 backoff.reset();

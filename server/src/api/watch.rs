@@ -2,11 +2,12 @@
 //!
 //! A stream starts with everything, or with nothing but the bundles where the agent already holds the entries of this
 //! moment. After that each [`wire::Change`] carries what is different. A slow agent gets several changes in one. A stream
-//! ends with the agent's standing: at once where an operator of this server ends it, else within [`STANDING_EVERY`].
+//! ends with the agent's standing: at once where an operator of this server ends it, with the feed where it was done
+//! elsewhere, and when the SVID that opened it runs out.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use finial_daemon::clock::Clock;
 use finial_identity::bundle::Bundle;
@@ -33,9 +34,6 @@ use crate::entries::authorized::{self, AuthorizedSet, Delta, Reach};
 use crate::entries::feed::Feed;
 use crate::entries::snapshot::Snapshot;
 use crate::store::Store;
-
-/// How long another server may let an agent go without this one noticing.
-const STANDING_EVERY: Duration = Duration::from_secs(30);
 
 /// The service.
 pub struct Watching {
@@ -107,9 +105,9 @@ async fn follow(
     if answers.send(Ok(change)).await.is_err() {
         return Ok(());
     }
-    let mut check_at = parts.clock.monotonic() + STANDING_EVERY;
+    // An SVID's last second still counts.
+    let runs_out = caller.svid().map_or(UNIX_EPOCH, |svid| svid.not_after()) + Duration::from_secs(1);
     loop {
-        let until_check = check_at.saturating_sub(parts.clock.monotonic());
         let event = tokio::select! {
             changed = sources.changed() => match changed {
                 Ok(()) => Event::Changed,
@@ -126,20 +124,19 @@ async fn follow(
                 // Or too many went to have noticed each.
                 _ => Event::Check,
             },
-            () = parts.clock.sleep(until_check) => Event::Check,
+            () = parts.clock.sleep_until(runs_out) => Event::Check,
             () = parts.stop.cancelled() => return Ok(()),
         };
         let change = match event {
             Event::Changed => match view.next(&mut sources) {
-                Some(change) => Some(change),
-                None => continue,
+                Seen { change: None, agent_changed: false } => continue,
+                Seen { change, .. } => change,
             },
             Event::Check => None,
         };
         if !still_stands(parts, caller).await? {
             return Ok(());
         }
-        check_at = parts.clock.monotonic() + STANDING_EVERY;
         if let Some(change) = change
             && answers.send(Ok(change)).await.is_err()
         {
@@ -183,6 +180,13 @@ impl Sources {
     }
 }
 
+/// What a look at the sources found.
+struct Seen {
+    change: Option<wire::Change>,
+    /// Something was written about the agent itself: it may have lost its standing.
+    agent_changed: bool,
+}
+
 /// What an agent holds once it has applied everything that was sent.
 struct View {
     epoch: u32,
@@ -221,11 +225,12 @@ impl View {
     }
 
     /// The difference to now, if there is one.
-    fn next(&mut self, sources: &mut Sources) -> Option<wire::Change> {
+    fn next(&mut self, sources: &mut Sources) -> Seen {
         let snapshot = Arc::clone(&sources.snapshots.borrow_and_update());
         let own = Arc::clone(&sources.own.borrow_and_update());
         let all = Arc::clone(&sources.federated.borrow_and_update());
 
+        let agent_changed = self.agent_changed(&snapshot);
         let delta = self.advance(&snapshot);
         let bundle = (self.own != own).then(|| convert::bundle(&own, None));
         self.own = own;
@@ -242,10 +247,7 @@ impl View {
             && bundle.is_none()
             && federated_bundles.is_empty()
             && federated_bundles_removed.is_empty();
-        if nothing {
-            return None;
-        }
-        Some(wire::Change {
+        let change = (!nothing).then(|| wire::Change {
             version: join_version(self.epoch, self.seen),
             snapshot: false,
             upserted: delta.upserted.iter().map(|entry| convert::entry(entry, None)).collect(),
@@ -253,7 +255,15 @@ impl View {
             bundle,
             federated_bundles,
             federated_bundles_removed,
-        })
+        });
+        Seen { change, agent_changed }
+    }
+
+    fn agent_changed(&self, snapshot: &Snapshot) -> bool {
+        match snapshot.changes_since(self.seen) {
+            Some(mut changes) => changes.any(|change| change.agents().contains(self.set.agent_id())),
+            None => true,
+        }
     }
 
     fn advance(&mut self, snapshot: &Snapshot) -> Delta {

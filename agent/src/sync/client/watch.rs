@@ -21,7 +21,8 @@ pub struct Pushed {
     pub bundle: Option<Bundle>,
     pub federated: Vec<Bundle>,
     pub federated_gone: Vec<TrustDomain>,
-    version: u64,
+    /// To open the next stream with.
+    pub version: u64,
 }
 
 /// An open stream of changes.
@@ -31,11 +32,12 @@ pub struct Changes {
 }
 
 impl Client {
-    /// Opens the stream; the first change is everything. Unimplemented on a stock server.
-    pub async fn changes(&self) -> Result<Changes, CallError> {
+    /// Opens the stream. `version` is what the agent has taken over last, 0 for nothing: then, or when the server does
+    /// not know it, the first change is everything. Unimplemented on a stock server.
+    pub async fn changes(&self, version: u64) -> Result<Changes, CallError> {
         let (held, helds) = mpsc::channel(1);
         // The channel has room for one.
-        let _ = held.try_send(Held { version: 0 });
+        let _ = held.try_send(Held { version });
         let open = async {
             WatchClient::new(self.channel())
                 .max_decoding_message_size(MAX_ANSWER)
