@@ -74,7 +74,9 @@ pub async fn call(endpoint: &str, address: &str) -> Result<(), Error> {
     println!("{own} called {server}");
     println!("and heard: {heard}");
     let (_, session) = stream.get_ref();
-    if let (Some(version), Some(group)) = (session.protocol_version(), session.negotiated_key_exchange_group()) {
+    if let (Some(version), Some(group)) =
+        (session.protocol_version(), session.negotiated_key_exchange_group())
+    {
         println!("over {version:?}, key exchange {:?}", group.name());
     }
     Ok(())

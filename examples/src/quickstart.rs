@@ -38,14 +38,18 @@ impl Stuck {
     }
 }
 
-/// SVID lifetime of the workload whose rotation is shown, in seconds; it renews at half of that.
+/// SVID lifetime of the workload whose rotation is shown, in seconds.
 const SHOWN_TTL: u32 = 20;
 
 fn main() -> ExitCode {
     let mut args: Vec<OsString> = std::env::args_os().collect();
     match args.get(1).and_then(|arg| arg.to_str()) {
-        Some("as-server") => return finial_server::main_with(programs::arguments_of("finial-server", &mut args)),
-        Some("as-agent") => return finial_agent::main_with(programs::arguments_of("finial-agent", &mut args)),
+        Some("as-server") => {
+            return finial_server::main_with(programs::arguments_of("finial-server", &mut args));
+        }
+        Some("as-agent") => {
+            return finial_agent::main_with(programs::arguments_of("finial-agent", &mut args));
+        }
         _ => {}
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -89,18 +93,31 @@ async fn quickstart(once: bool) -> Result<(), Stuck> {
     show::step(2, "The server and the agent, each a process of its own");
     let mut programs = Programs::new(&estate);
     programs.start_server().await?;
-    show::fact("server", format_args!("answers on 127.0.0.1:{} and {}", estate.port(), estate.admin_socket()));
+    show::fact(
+        "server",
+        format_args!("answers on 127.0.0.1:{} and {}", estate.port(), estate.admin_socket()),
+    );
     let token = programs.join_token()?;
     programs.start_agent(&token).await?;
-    show::fact("agent", format_args!("proved its node with a one-use token, serves {}", estate.workload_socket()));
+    show::fact(
+        "agent",
+        format_args!("proved its node with a one-use token, serves {}", estate.workload_socket()),
+    );
 
     show::step(3, "Registration entries: who gets which identity");
     let user = nix::unistd::Uid::effective();
     programs.register("you", &[format!("unix:uid:{user}")], Some(SHOWN_TTL))?;
-    show::fact("you", format_args!("every process of uid {user} (SVIDs of {SHOWN_TTL} s, to see them rotate)"));
+    show::fact(
+        "you",
+        format_args!("every process of uid {user} (SVIDs of {SHOWN_TTL} s, to see them rotate)"),
+    );
     for name in ["orders", "billing"] {
         let program = estate.workload_program(name)?;
-        programs.register(name, &[format!("unix:uid:{user}"), format!("unix:path:{}", program.display())], None)?;
+        programs.register(
+            name,
+            &[format!("unix:uid:{user}"), format!("unix:path:{}", program.display())],
+            None,
+        )?;
         show::fact(name, format_args!("the program {}", program.display()));
     }
 
@@ -113,7 +130,8 @@ async fn quickstart(once: bool) -> Result<(), Stuck> {
         .await
         .map_err(|error| Stuck::new("no SVID came", error, programs.logs()))?;
     let first = source.svid().map_err(|error| Stuck::new("no SVID is held", error, programs.logs()))?;
-    let bundle = source.bundle_set().map_err(|error| Stuck::new("no bundle is held", error, programs.logs()))?;
+    let bundle =
+        source.bundle_set().map_err(|error| Stuck::new("no bundle is held", error, programs.logs()))?;
     let roots = bundle.get(first.spiffe_id().trust_domain());
     show::chain(&first, roots.as_deref())?;
 
@@ -124,13 +142,17 @@ async fn quickstart(once: bool) -> Result<(), Stuck> {
     }
 
     show::step(6, "One rotation, live");
-    show::line(format_args!("waiting for the next SVID (about {} s) ...", SHOWN_TTL / 2));
+    show::line("waiting for the next SVID (a few seconds) ...");
     let mut updates = source.updated();
     let before = show::serial(&first)?;
     let rotated = tokio::time::timeout(Duration::from_secs(u64::from(SHOWN_TTL) * 3), async {
         loop {
-            updates.changed().await.map_err(|error| Stuck::new("the stream ended", error, programs.logs()))?;
-            let svid = source.svid().map_err(|error| Stuck::new("the SVID is gone", error, programs.logs()))?;
+            updates
+                .changed()
+                .await
+                .map_err(|error| Stuck::new("the stream ended", error, programs.logs()))?;
+            let svid =
+                source.svid().map_err(|error| Stuck::new("the SVID is gone", error, programs.logs()))?;
             if show::serial(&svid)? != before {
                 return Ok(svid);
             }

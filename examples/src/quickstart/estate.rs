@@ -24,11 +24,18 @@ impl Estate {
     /// Makes the folder, the PKI and the configurations.
     pub fn make() -> Result<Estate, Stuck> {
         let stuck = |cause: std::io::Error| {
-            Stuck::new("the folder for the quickstart can't be written", cause, "free some space, or set TMPDIR to a folder you may write")
+            Stuck::new(
+                "the folder for the quickstart can't be written",
+                cause,
+                "free some space, or set TMPDIR to a folder you may write",
+            )
         };
         let folder = tempfile::Builder::new().prefix("finial-quickstart-").tempdir().map_err(stuck)?;
         // The port is free now; should another program take it in between, the server says so by name.
-        let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).map_err(stuck)?.port();
+        let port = TcpListener::bind(("127.0.0.1", 0))
+            .and_then(|listener| listener.local_addr())
+            .map_err(stuck)?
+            .port();
         let estate = Estate { folder, port };
         for name in ["server", "agent", "public", "bin", "enterprise"] {
             fs::create_dir(estate.path(name)).map_err(stuck)?;
@@ -67,7 +74,13 @@ impl Estate {
     /// Gives a workload a program file of its own, so that its path tells it from others of the same user.
     pub fn workload_program(&self, name: &str) -> Result<PathBuf, Stuck> {
         let program = self.path("bin").join(name);
-        let stuck = |cause| Stuck::new(format!("the program {name} can't be made"), cause, "free some space in the temporary folder");
+        let stuck = |cause| {
+            Stuck::new(
+                format!("the program {name} can't be made"),
+                cause,
+                "free some space in the temporary folder",
+            )
+        };
         let own = std::env::current_exe().map_err(stuck)?;
         if !program.exists() && fs::hard_link(&own, &program).is_err() {
             fs::copy(&own, &program).map_err(stuck)?;
@@ -83,11 +96,18 @@ impl Estate {
                 KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384)?,
             )?;
             let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-            let intermediate = authority("Quickstart Workload Identity CA", BasicConstraints::Constrained(1), 365)
-                .signed_by(&key, &root)?;
+            let intermediate =
+                authority("Quickstart Workload Identity CA", BasicConstraints::Constrained(1), 365)
+                    .signed_by(&key, &root)?;
             Ok((root.pem(), intermediate.pem(), key.serialize_pem()))
         };
-        let stuck = |cause: String| Stuck::new("the enterprise PKI can't be made", cause, "report this: it needs nothing from outside");
+        let stuck = |cause: String| {
+            Stuck::new(
+                "the enterprise PKI can't be made",
+                cause,
+                "report this: it needs nothing from outside",
+            )
+        };
         let (root, intermediate, key) = made().map_err(|error| stuck(error.to_string()))?;
         self.write("enterprise/root.pem", &root)
             .and_then(|()| self.write("enterprise/intermediate.pem", &intermediate))
@@ -164,7 +184,12 @@ plugins {{
 
     fn write(&self, name: &str, text: &str) -> std::io::Result<()> {
         use std::io::Write;
-        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path(name))?.write_all(text.as_bytes())
+        fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(self.path(name))?
+            .write_all(text.as_bytes())
     }
 }
 

@@ -38,7 +38,8 @@ impl<'a> Programs<'a> {
     /// Starts the server and waits until it is healthy.
     pub async fn start_server(&mut self) -> Result<(), Stuck> {
         let config = self.estate.path("server.conf");
-        self.server = Some(self.spawn("as-server", "server.log", ["run".into(), "-config".into(), config.into()])?);
+        self.server =
+            Some(self.spawn("as-server", "server.log", ["run".into(), "-config".into(), config.into()])?);
         self.healthy("as-server", "the server", "server.log", &self.estate.admin_socket()).await
     }
 
@@ -132,11 +133,18 @@ impl<'a> Programs<'a> {
             let Some(mut child) = child else { continue };
             if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
                 // It may have ended in between; then the status below says how.
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGTERM,
+                );
             }
             let status = tokio::time::timeout(PATIENCE, child.wait()).await;
             if !matches!(&status, Ok(Ok(status)) if status.success()) {
-                return Err(Stuck::new(format!("the {name} did not stop cleanly"), format!("{status:?}"), self.logs()));
+                return Err(Stuck::new(
+                    format!("the {name} did not stop cleanly"),
+                    format!("{status:?}"),
+                    self.logs(),
+                ));
             }
         }
         Ok(())
@@ -148,7 +156,9 @@ impl<'a> Programs<'a> {
             .args(args)
             .args(["-socketPath", &self.estate.admin_socket()])
             .output()
-            .map_err(|error| Stuck::new("this program can't start itself", error, "try again from a fresh build"))?;
+            .map_err(|error| {
+                Stuck::new("this program can't start itself", error, "try again from a fresh build")
+            })?;
         if !output.status.success() {
             let cause = String::from_utf8_lossy(&output.stderr).into_owned();
             return Err(Stuck::new(format!("`finial-server {}` failed", args.join(" ")), cause, self.logs()));
@@ -157,7 +167,9 @@ impl<'a> Programs<'a> {
     }
 
     fn spawn<const N: usize>(&self, role: &str, log: &str, args: [OsString; N]) -> Result<Child, Stuck> {
-        let stuck = |cause: std::io::Error| Stuck::new("this program can't start itself", cause, "try again from a fresh build");
+        let stuck = |cause: std::io::Error| {
+            Stuck::new("this program can't start itself", cause, "try again from a fresh build")
+        };
         let log = File::create(self.estate.path(log)).map_err(stuck)?;
         let mut command = Command::from(own_program()?);
         command
@@ -203,7 +215,8 @@ impl<'a> Programs<'a> {
 }
 
 fn own_program() -> Result<std::process::Command, Stuck> {
-    let own = std::env::current_exe()
-        .map_err(|error| Stuck::new("this program does not find itself", error, "start it by its full path"))?;
+    let own = std::env::current_exe().map_err(|error| {
+        Stuck::new("this program does not find itself", error, "start it by its full path")
+    })?;
     Ok(std::process::Command::new(own))
 }

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::time::SystemTime;
 
 use der::Decode;
+use rustls_pki_types::CertificateDer;
 use spiffe::{X509Bundle, X509Svid};
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -55,11 +56,12 @@ pub fn chain(svid: &X509Svid, bundle: Option<&X509Bundle>) -> Result<(), Stuck> 
             print_link(svid.cert_chain().len(), &certificate, "in the bundle: the enterprise root", now);
         }
     }
-    let presented = svid.cert_chain().iter().map(|certificate| certificate.as_bytes().to_vec().into()).collect();
-    let anchors: Vec<rustls_pki_types::CertificateDer<'static>> =
-        roots.iter().map(|root| root.as_bytes().to_vec().into()).collect();
-    finial_identity::peer::verify(presented, &anchors, now)
-        .map_err(|error| Stuck::new("the chain does not verify", error, "report this with the output above"))?;
+    let presented: Vec<CertificateDer<'static>> =
+        svid.cert_chain().iter().map(|certificate| certificate.as_bytes().to_vec().into()).collect();
+    let roots: Vec<&[u8]> = roots.iter().map(|root| root.as_bytes()).collect();
+    finial_identity::peer::verify(&presented, &roots, now).map_err(|error| {
+        Stuck::new("the chain does not verify", error, "report this with the output above")
+    })?;
     line("verified: every signature, every lifetime, up to the enterprise root");
     Ok(())
 }
@@ -74,7 +76,8 @@ fn print_link(depth: usize, certificate: &Certificate, role: &str, now: SystemTi
 }
 
 fn read(der: &[u8]) -> Result<Certificate, Stuck> {
-    Certificate::from_der(der).map_err(|error| Stuck::new("a certificate can't be read", error, "report this"))
+    Certificate::from_der(der)
+        .map_err(|error| Stuck::new("a certificate can't be read", error, "report this"))
 }
 
 fn moment(at: SystemTime) -> String {
