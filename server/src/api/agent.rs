@@ -233,12 +233,13 @@ impl Agent for Agents {
             if version.len() > MAX_VERSION_BYTES {
                 return Err(Refusal::invalid("agent version is too long (max 255 characters)"));
             }
-            let update = NodeUpdate { agent_version: Some(version), ..NodeUpdate::default() };
+            let update = NodeUpdate { agent_version: Some(version.clone()), ..NodeUpdate::default() };
             let updated = self.store.agents().update(&agent_id, update).await;
             updated.map_err(|error| match error {
                 StoreError::NotFound(_) => Refusal::not_found("agent not found"),
                 error => Refusal::internal("failed to update agent", &error),
             })?;
+            tracing::debug!(agent_version = version, "Agent status updated");
             Ok(wire::PostStatusResponse {})
         };
         call.answer(|| subject, work).await

@@ -236,17 +236,21 @@ impl Bundles {
     async fn create(&self, bundle: &types::Bundle) -> Result<TrustBundle, Refusal> {
         let bundle = self
             .read(bundle, "creating a federated bundle for the server's own trust domain is not allowed")?;
-        self.store.bundles().create(bundle).await.map_err(|error| match error {
+        let created = self.store.bundles().create(bundle).await.map_err(|error| match error {
             StoreError::AlreadyExists(_) => Refusal::with_code(Code::AlreadyExists, "bundle already exists"),
             error => Refusal::shown(Code::Internal, "unable to create bundle", &error),
-        })
+        })?;
+        tracing::debug!(trust_domain_id = created.trust_domain.name(), "Federated bundle created");
+        Ok(created)
     }
 
     async fn set(&self, bundle: &types::Bundle) -> Result<TrustBundle, Refusal> {
         let bundle =
             self.read(bundle, "setting a federated bundle for the server's own trust domain is not allowed")?;
         let set = self.store.bundles().set(bundle).await;
-        set.map_err(|error| Refusal::shown(Code::Internal, "failed to set bundle", &error))
+        let set = set.map_err(|error| Refusal::shown(Code::Internal, "failed to set bundle", &error))?;
+        tracing::info!(trust_domain_id = set.trust_domain.name(), "Bundle set successfully");
+        Ok(set)
     }
 
     async fn update(
@@ -265,7 +269,10 @@ impl Bundles {
             sequence_number: mask.sequence_number.then_some(bundle.sequence_number),
         };
         let updated = self.store.bundles().update(&bundle.trust_domain, update).await;
-        updated.map_err(|error| missing_or(Code::Internal, "failed to update bundle", &error))
+        let updated =
+            updated.map_err(|error| missing_or(Code::Internal, "failed to update bundle", &error))?;
+        tracing::debug!(trust_domain_id = updated.trust_domain.name(), "Federated bundle updated");
+        Ok(updated)
     }
 
     async fn delete(&self, trust_domain: &str, mode: DeleteMode) -> Result<(), Refusal> {

@@ -16,6 +16,7 @@ use crate::access::audit::Subject;
 use crate::api::convert;
 use crate::api::gate::Call;
 use crate::api::status::{self, Refusal};
+use crate::authority::chain::at;
 use crate::authority::issue::Issuer;
 use crate::authority::profile::MintIntent;
 use crate::bundles::own::OwnBundle;
@@ -71,7 +72,7 @@ impl Svid for Svids {
             tracing::debug!(
                 spiffe_id = %id,
                 serial_num = issued.svid.serial_decimal(),
-                expiration = unix_seconds(issued.svid.not_after()),
+                expiration = at(unix_seconds(issued.svid.not_after())),
                 "Signed X509 SVID"
             );
             Ok(wire::MintX509svidResponse { svid: Some(convert::svid(&issued.svid)) })
@@ -196,7 +197,7 @@ impl Svids {
             spiffe_id = %issued.svid.id(),
             serial_num = issued.svid.serial_decimal(),
             revision_number = authorized.entry().revision_number,
-            expiration = unix_seconds(issued.svid.not_after()),
+            expiration = at(unix_seconds(issued.svid.not_after())),
             "Signed X509 SVID"
         );
         Ok(convert::svid(&issued.svid))
