@@ -1,5 +1,7 @@
 //! What must work, end to end, in one process and in virtual time.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a broken fixture ends the test")]
+
 mod identities;
 mod nodes;
 mod rotation;
