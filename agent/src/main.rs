@@ -1,3 +1,7 @@
-fn main() -> std::process::ExitCode {
-    finial_agent::main_with(std::env::args_os().collect())
+//! `finial-agent`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    finial_agent::main_with(std::env::args_os())
 }

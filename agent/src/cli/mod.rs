@@ -13,7 +13,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use finial_daemon::argv;
 
 /// Runs the program. `args` begin with its name.
-pub fn main_with(args: Vec<OsString>) -> ExitCode {
+pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
     if let Some(text) = not_built(&args) {
         eprintln!("Error: {text}");
         return ExitCode::FAILURE;

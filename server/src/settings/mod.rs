@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use finial_daemon::argv::text::{self, FlagError};
 use finial_daemon::keys::KeyType;
 use finial_daemon::settings::{Block, Section, SettingsError, load};
 use finial_daemon::telemetry::TelemetrySettings;
@@ -34,37 +35,37 @@ pub const DEFAULT_SOCKET: &str = "/tmp/spire-server/private/api.sock";
 /// The flags of `run` and `validate`.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Flags {
-    /// Path to a SPIRE config file
-    #[arg(long = "config", value_name = "FILE")]
+    /// The configuration file, HCL or JSON; default: conf/server/server.conf
+    #[arg(long = "config", value_name = "STRING")]
     pub config: Option<PathBuf>,
-    /// Expand environment variables in SPIRE config file
+    /// Replace $NAME and ${NAME} in the file by environment variables before it is read
     #[arg(long = "expandEnv")]
     pub expand_env: bool,
-    /// IP address or DNS name of the SPIRE server
-    #[arg(long = "bindAddress", value_name = "ADDRESS")]
+    /// The address on which agents reach the server
+    #[arg(long = "bindAddress", value_name = "STRING")]
     pub bind_address: Option<String>,
-    /// Port number of the SPIRE server
-    #[arg(long = "serverPort", value_name = "PORT")]
+    /// The port on which agents reach the server
+    #[arg(long = "serverPort", value_name = "INT", value_parser = port_flag)]
     pub bind_port: Option<u16>,
-    /// Path to bind the SPIRE Server API socket to
-    #[arg(long = "socketPath", value_name = "PATH")]
+    /// Where to serve the admin socket
+    #[arg(long = "socketPath", value_name = "STRING")]
     pub socket_path: Option<PathBuf>,
-    /// Directory to store runtime data to
-    #[arg(long = "dataDir", value_name = "DIR")]
+    /// The directory for what the server must keep
+    #[arg(long = "dataDir", value_name = "STRING")]
     pub data_dir: Option<PathBuf>,
-    /// The trust domain that this server belongs to
-    #[arg(long = "trustDomain", value_name = "NAME")]
+    /// The trust domain that the server is the authority of, for example example.org
+    #[arg(long = "trustDomain", value_name = "STRING")]
     pub trust_domain: Option<String>,
-    /// 'debug', 'info', 'warn', or 'error'
-    #[arg(long = "logLevel", value_name = "LEVEL")]
+    /// The least important lines to log: error, warn, info, debug or trace
+    #[arg(long = "logLevel", value_name = "STRING")]
     pub log_level: Option<String>,
-    /// 'text' or 'json'
-    #[arg(long = "logFormat", value_name = "FORMAT")]
+    /// The form of the log: text or json
+    #[arg(long = "logFormat", value_name = "STRING")]
     pub log_format: Option<String>,
-    /// File to write logs to
-    #[arg(long = "logFile", value_name = "FILE")]
+    /// Where to write the log; standard output without it
+    #[arg(long = "logFile", value_name = "STRING")]
     pub log_file: Option<PathBuf>,
-    /// Include source file, line number and function name in log lines
+    /// Add the place in the source to each log line
     #[arg(long = "logSourceLocation")]
     pub log_source_location: bool,
 }
@@ -325,6 +326,10 @@ where
 
 fn port(server: &Section) -> Option<u16> {
     server.number("bind_port").filter(|port| *port != 0)
+}
+
+fn port_flag(given: &str) -> Result<u16, FlagError> {
+    u16::try_from(text::integer(given)?).map_err(|_| FlagError::OutOfRange)
 }
 
 fn given(flag: Option<String>, key: Option<String>) -> Option<String> {

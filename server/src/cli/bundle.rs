@@ -1,0 +1,401 @@
+//! `bundle show`, `list`, `set`, `delete` and `count`
+
+use std::io::Read;
+use std::path::Path;
+
+use finial_daemon::argv::text;
+use finial_identity::TrustDomain;
+use finial_identity::bundle::document::{self, DocumentError, certificate_pem};
+use finial_identity::bundle::{Bundle, JwtAuthority, X509Authority};
+use finial_proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
+use finial_proto::spire::api::server::bundle::v1::{
+    BatchDeleteFederatedBundleRequest, BatchDeleteFederatedBundleResponse, BatchSetFederatedBundleRequest,
+    BatchSetFederatedBundleResponse, CountBundlesRequest, CountBundlesResponse, GetBundleRequest,
+    GetFederatedBundleRequest, ListFederatedBundlesRequest, ListFederatedBundlesResponse,
+};
+use finial_proto::spire::api::types::{Bundle as WireBundle, JwtKey, X509Certificate};
+
+use super::client::Server;
+use super::matching::given;
+use super::output::{Failure, Output, Report, counted, fail, is_ok};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Verb {
+    /// Prints the bundle of the server's own trust domain
+    #[command(after_help = SHOW_HELP)]
+    Show(Show),
+    /// Prints the bundles of other trust domains
+    #[command(after_help = LIST_HELP)]
+    List(List),
+    /// Sets the bundle of another trust domain
+    #[command(after_help = SET_HELP)]
+    Set(Set),
+    /// Deletes the bundle of another trust domain
+    #[command(after_help = DELETE_HELP)]
+    Delete(Delete),
+    /// Counts bundles, the own one included
+    #[command(after_help = "Examples:\n    finial-server bundle count")]
+    Count(Count),
+}
+
+const SHOW_HELP: &str = "\
+The output is what an agent takes as trust_bundle_path.
+
+Examples:
+    finial-server bundle show > bootstrap.pem
+    finial-server bundle show -format spiffe";
+
+const LIST_HELP: &str = "\
+Examples:
+    finial-server bundle list
+    finial-server bundle list -id spiffe://other.org -format spiffe";
+
+const SET_HELP: &str = "\
+Examples:
+    finial-server bundle set -id spiffe://other.org -path other.pem
+    curl https://other.org/bundle.json | finial-server bundle set -id spiffe://other.org -format spiffe";
+
+const DELETE_HELP: &str = "\
+Examples:
+    finial-server bundle delete -id spiffe://other.org
+    finial-server bundle delete -id spiffe://other.org -mode dissociate";
+
+#[derive(Debug, clap::Args)]
+pub struct Show {
+    #[command(flatten)]
+    server: Server,
+    #[command(flatten)]
+    output: Output,
+    /// How the text shows the bundle: pem or spiffe (JSON with the keys for JWTs too)
+    #[arg(long = "format", default_value = "pem")]
+    format: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct List {
+    #[command(flatten)]
+    server: Server,
+    #[command(flatten)]
+    output: Output,
+    /// Only the bundle of this trust domain
+    #[arg(long = "id")]
+    id: Option<String>,
+    /// How the text shows a bundle: pem or spiffe (JSON with the keys for JWTs too)
+    #[arg(long = "format", default_value = "pem")]
+    format: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Set {
+    #[command(flatten)]
+    server: Server,
+    #[command(flatten)]
+    output: Output,
+    /// The trust domain whose bundle it is
+    #[arg(long = "id")]
+    id: Option<String>,
+    /// The file with the bundle; standard input without it
+    #[arg(long = "path")]
+    path: Option<String>,
+    /// What the file holds: pem or spiffe (JSON)
+    #[arg(long = "format", default_value = "pem")]
+    format: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Delete {
+    #[command(flatten)]
+    server: Server,
+    #[command(flatten)]
+    output: Output,
+    /// The trust domain whose bundle it is
+    #[arg(long = "id")]
+    id: Option<String>,
+    /// What to do with entries that federate with it: restrict (refuse while there are any), dissociate (cut the
+    /// link) or delete (delete those entries)
+    #[arg(long = "mode", default_value = "restrict")]
+    mode: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Count {
+    #[command(flatten)]
+    server: Server,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Verb {
+    pub async fn run(self) -> Result<Report, Failure> {
+        match self {
+            Verb::Show(flags) => flags.show().await,
+            Verb::List(flags) => flags.list().await,
+            Verb::Set(flags) => flags.set().await,
+            Verb::Delete(flags) => flags.delete().await,
+            Verb::Count(flags) => flags.count().await,
+        }
+    }
+}
+
+impl Show {
+    async fn show(self) -> Result<Report, Failure> {
+        self.output.format()?;
+        let client = self.server.connect()?;
+        let answer = client.bundles().get_bundle(GetBundleRequest::default()).await;
+        let bundle = answer.map_err(|status| client.refused(&status))?.into_inner();
+        self.output.print(&bundle, |bundle| Ok(Report::said(Format::parse(&self.format)?.show(bundle)?)))
+    }
+}
+
+impl List {
+    async fn list(self) -> Result<Report, Failure> {
+        self.output.format()?;
+        let client = self.server.connect()?;
+        if let Some(id) = given(&self.id) {
+            let request = GetFederatedBundleRequest { trust_domain: id.to_owned(), output_mask: None };
+            let answer = client.bundles().get_federated_bundle(request).await;
+            let bundle = answer.map_err(|status| client.refused(&status))?.into_inner();
+            let shown = |bundle: &WireBundle| Format::parse(&self.format)?.show(bundle).map(Report::said);
+            return self.output.print(&bundle, shown);
+        }
+        let answer = client.bundles().list_federated_bundles(ListFederatedBundlesRequest::default()).await;
+        let bundles = answer.map_err(|status| client.refused(&status))?.into_inner();
+        self.output.print(&bundles, |bundles| listed(bundles, &self.format))
+    }
+}
+
+impl Set {
+    async fn set(self) -> Result<Report, Failure> {
+        self.output.format()?;
+        let client = self.server.connect()?;
+        let id = given(&self.id).ok_or_else(|| fail("id flag is required"))?;
+        let format = Format::parse(&self.format)?;
+        let bytes = read(given(&self.path))?;
+        let (bundle, err) = format.read(id, &bytes)?;
+        let request = BatchSetFederatedBundleRequest { bundle: vec![bundle], output_mask: None };
+        let answer = client.bundles().batch_set_federated_bundle(request).await;
+        let response = answer
+            .map_err(|status| client.refused_to("failed to set federated bundle", &status))?
+            .into_inner();
+        let report = self.output.print(&response, was_set)?;
+        Ok(Report { err, ..report })
+    }
+}
+
+impl Delete {
+    async fn delete(self) -> Result<Report, Failure> {
+        self.output.format()?;
+        let client = self.server.connect()?;
+        let id = given(&self.id).ok_or_else(|| fail("id is required"))?;
+        let mode = mode(&self.mode)?.into();
+        let request = BatchDeleteFederatedBundleRequest { trust_domains: vec![id.to_owned()], mode };
+        let answer = client.bundles().batch_delete_federated_bundle(request).await;
+        let response = answer
+            .map_err(|status| client.refused_to("failed to delete federated bundle", &status))?
+            .into_inner();
+        self.output.print(&response, was_deleted)
+    }
+}
+
+impl Count {
+    async fn count(self) -> Result<Report, Failure> {
+        self.output.format()?;
+        let client = self.server.connect()?;
+        let answer = client.bundles().count_bundles(CountBundlesRequest {}).await;
+        let count = answer.map_err(|status| client.refused(&status))?.into_inner();
+        self.output.print(&count, |count| Ok(Report::said(count_text(count))))
+    }
+}
+
+/// `-format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Pem,
+    Spiffe,
+}
+
+impl Format {
+    fn parse(given: &str) -> Result<Format, Failure> {
+        let lower = given.to_lowercase();
+        match lower.as_str() {
+            "" | "pem" => Ok(Format::Pem),
+            "spiffe" => Ok(Format::Spiffe),
+            _ => Err(fail(format!("invalid format: {}", text::quote(&lower)))),
+        }
+    }
+
+    fn show(self, bundle: &WireBundle) -> Result<String, Failure> {
+        match self {
+            Format::Pem => {
+                let certificates = bundle.x509_authorities.iter();
+                Ok(certificates.map(|authority| certificate_pem(&authority.asn1)).collect())
+            }
+            Format::Spiffe => {
+                let json = document::to_json(&from_wire(bundle)?);
+                Ok(format!("{}\n", json.map_err(|error| fail(error.to_string()))?))
+            }
+        }
+    }
+
+    /// A bundle out of a file, and what the operator should know of it.
+    fn read(self, id: &str, bytes: &[u8]) -> Result<(WireBundle, String), Failure> {
+        match self {
+            Format::Pem => {
+                let certificates = certificates(bytes)
+                    .map_err(|cause| fail(format!("unable to parse bundle data: {cause}")))?;
+                let x509_authorities = certificates.into_iter().map(wire_certificate).collect();
+                let trust_domain = id.to_owned();
+                Ok((WireBundle { trust_domain, x509_authorities, ..WireBundle::default() }, String::new()))
+            }
+            Format::Spiffe => {
+                let trust_domain = TrustDomain::parse(id)?;
+                let wrong =
+                    |cause: String| fail(format!("unable to parse to spiffe bundle: spiffebundle: {cause}"));
+                let document = document::read(&trust_domain, bytes).map_err(|error| match error {
+                    DocumentError::NoKeys => wrong("no authorities found".to_owned()),
+                    error => wrong(format!("unable to parse JWKS: {error}")),
+                })?;
+                let skipped: Vec<String> = document
+                    .skipped
+                    .iter()
+                    .map(|skipped| format!("element {} of \"keys\": {}", skipped.index, skipped.reason))
+                    .collect();
+                let bundle = document.bundle;
+                // To set nothing because nothing was understood would take all trust from the trust domain.
+                let is_empty = bundle.x509_authorities.is_empty() && bundle.jwt_authorities.is_empty();
+                if is_empty && !skipped.is_empty() {
+                    return Err(wrong(format!("no authority is understood: {}", skipped.join("; "))));
+                }
+                let warnings = skipped.iter().map(|skipped| format!("Warning: left out: {skipped}\n"));
+                Ok((to_wire(bundle), warnings.collect()))
+            }
+        }
+    }
+}
+
+/// The certificates of a PEM file that holds nothing else.
+fn certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+    const BEGIN: &str = "-----BEGIN ";
+    let text = String::from_utf8_lossy(pem);
+    let labels = text.lines().filter_map(|line| line.trim_end().strip_prefix(BEGIN)?.strip_suffix("-----"));
+    let mut count = 0;
+    for label in labels {
+        if label != "CERTIFICATE" {
+            return Err(format!("expected block type \"CERTIFICATE\"; got {}", text::quote(label)));
+        }
+        count += 1;
+    }
+    if count == 0 {
+        return Err("no PEM blocks".to_owned());
+    }
+    let certificates = document::certificates_from_pem(pem).map_err(|error| match error {
+        DocumentError::NoPem => "no PEM blocks".to_owned(),
+        error if count == 1 => {
+            format!("unable to parse \"CERTIFICATE\" PEM block 1: x509: malformed certificate: {error}")
+        }
+        error => format!("x509: malformed certificate: {error}"),
+    })?;
+    Ok(certificates.into_iter().map(|der| der.to_vec()).collect())
+}
+
+fn wire_certificate(asn1: Vec<u8>) -> X509Certificate {
+    X509Certificate { asn1, tainted: false }
+}
+
+fn to_wire(bundle: Bundle) -> WireBundle {
+    let jwt_authorities = bundle.jwt_authorities.into_iter().map(|key| JwtKey {
+        public_key: key.public_key,
+        key_id: key.key_id,
+        expires_at: key.expires_at,
+        tainted: false,
+    });
+    let certificates = bundle.x509_authorities.into_iter();
+    WireBundle {
+        trust_domain: bundle.trust_domain.name().to_owned(),
+        x509_authorities: certificates.map(|authority| wire_certificate(authority.der)).collect(),
+        jwt_authorities: jwt_authorities.collect(),
+        refresh_hint: bundle.refresh_hint,
+        sequence_number: bundle.sequence_number,
+        wit_authorities: Vec::new(),
+    }
+}
+
+/// Without the keys for WITs, which SPIRE's command does not show either.
+fn from_wire(wire: &WireBundle) -> Result<Bundle, Failure> {
+    let mut bundle = Bundle::new(TrustDomain::parse(&wire.trust_domain)?);
+    let certificates = wire.x509_authorities.iter();
+    bundle.x509_authorities = certificates
+        .map(|authority| X509Authority { der: authority.asn1.clone(), tainted: authority.tainted })
+        .collect();
+    bundle.jwt_authorities = wire
+        .jwt_authorities
+        .iter()
+        .map(|key| JwtAuthority {
+            key_id: key.key_id.clone(),
+            public_key: key.public_key.clone(),
+            expires_at: key.expires_at,
+            tainted: key.tainted,
+        })
+        .collect();
+    bundle.refresh_hint = wire.refresh_hint.max(0);
+    bundle.sequence_number = wire.sequence_number;
+    Ok(bundle)
+}
+
+fn read(path: Option<&str>) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let read = match path {
+        None => std::io::stdin().read_to_end(&mut bytes),
+        Some(path) => std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)),
+    };
+    read.map_err(|error| {
+        let cause = text::file_error("open", Path::new(path.unwrap_or("/dev/stdin")), &error);
+        fail(format!("unable to load bundle data: {cause}"))
+    })?;
+    Ok(bytes)
+}
+
+fn mode(given: &str) -> Result<Mode, Failure> {
+    match given {
+        "" | "restrict" => Ok(Mode::Restrict),
+        "dissociate" => Ok(Mode::Dissociate),
+        "delete" => Ok(Mode::Delete),
+        _ => Err(fail(format!("unsupported mode {}", text::quote(given)))),
+    }
+}
+
+fn listed(bundles: &ListFederatedBundlesResponse, format: &str) -> Result<Report, Failure> {
+    const STARS: &str = "****************************************";
+    let mut blocks = Vec::new();
+    for bundle in &bundles.bundles {
+        let shown = Format::parse(format)?.show(bundle)?;
+        blocks.push(format!("{STARS}\n* {}\n{STARS}\n{shown}", bundle.trust_domain));
+    }
+    Ok(Report::said(blocks.join("\n")))
+}
+
+fn was_set(response: &BatchSetFederatedBundleResponse) -> Result<Report, Failure> {
+    let result = response.results.first().cloned().unwrap_or_default();
+    if is_ok(result.status.as_ref()) {
+        return Ok(Report::said("bundle set.\n"));
+    }
+    let message = result.status.unwrap_or_default().message;
+    Err(fail(format!("failed to set federated bundle: {message}")))
+}
+
+fn was_deleted(response: &BatchDeleteFederatedBundleResponse) -> Result<Report, Failure> {
+    let result = response.results.first().cloned().unwrap_or_default();
+    if is_ok(result.status.as_ref()) {
+        return Ok(Report::said("bundle deleted.\n"));
+    }
+    let message = result.status.unwrap_or_default().message;
+    let name = text::quote(&result.trust_domain);
+    Err(fail(format!("failed to delete federated bundle {name}: {message}")))
+}
+
+fn count_text(count: &CountBundlesResponse) -> String {
+    format!("{}\n", counted(usize::try_from(count.count).unwrap_or(0), "", "bundle", "bundles"))
+}
+
+#[cfg(test)]
+mod tests;
