@@ -3,6 +3,7 @@
 pub mod argv;
 pub mod backoff;
 pub mod clock;
+pub mod data_dir;
 pub mod dial;
 pub mod keys;
 pub mod listen;

@@ -15,6 +15,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
@@ -32,6 +33,26 @@ pub fn start(settings: TelemetrySettings, clock: &Clock) -> Result<LogHandle, Te
     let (subscriber, handle) = subscriber(&settings, clock.clone(), output);
     tracing::subscriber::set_global_default(subscriber).map_err(|_| TelemetryError::AlreadyStarted)?;
     Ok(handle)
+}
+
+/// A task for the signals that are about logs: SIGUSR2 opens the log file anew. SIGUSR1, which would end a program that
+/// does not expect it, is only noted. Must be called within a tokio runtime.
+pub fn follow_signals(log: LogHandle) -> io::Result<impl Future<Output = ()>> {
+    let mut reopen = signal(SignalKind::user_defined2())?;
+    let mut reconfigure = signal(SignalKind::user_defined1())?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = reopen.recv() => match log.reopen() {
+                    Ok(()) => tracing::info!("Reopened log file"),
+                    Err(error) => tracing::error!(%error, "Failed to reopen log file"),
+                },
+                _ = reconfigure.recv() => {
+                    tracing::warn!("SIGUSR1: reconfiguring plugins is not built yet; restart the program instead");
+                }
+            }
+        }
+    })
 }
 
 /// What to log, how and where: the `log_*` keys of the configuration.

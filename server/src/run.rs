@@ -1,22 +1,16 @@
 //! `run` and `validate`: the program around the server.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
 
 use finial_daemon::clock::Clock;
+use finial_daemon::data_dir::{DataDir, DataDirError, restrict_umask};
 use finial_daemon::listen::{self, SocketMode};
 use finial_daemon::run::signals;
 use finial_daemon::settings::SettingsError;
 use finial_daemon::telemetry::{self, LogHandle, TelemetryError};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-use nix::sys::stat::{Mode, umask};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::build::{BuildError, Built, RunError, Surroundings, build};
@@ -28,9 +22,7 @@ use crate::store::{OpenSettings, Store, StoreError};
 
 /// The admin socket: for its owner and group.
 const ADMIN_SOCKET: SocketMode = SocketMode { socket: 0o770, dir: 0o750 };
-/// Files that the server makes are at most readable for the group.
-const UMASK: u32 = 0o027;
-const LOCK_FILE: &str = "finial-server.lock";
+const PROGRAM: &str = "finial-server";
 
 /// Why the program ended with an error. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -39,14 +31,8 @@ enum ProgramError {
     Runtime(io::Error),
     #[error("{0}")]
     Telemetry(#[from] TelemetryError),
-    #[error("cannot use data_dir {}: {source}; create it, or give the server's user the right to write there",
-        path.display())]
-    DataDir { path: PathBuf, source: io::Error },
-    #[error(
-        "data_dir {} is in use by another finial-server ({holder}); stop it, or give this server a data_dir of its own",
-        path.display()
-    )]
-    InUse { path: PathBuf, holder: String },
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
     #[error("could not resolve bind address \"{address}:{port}\": {source}")]
     Resolve { address: String, port: u16, source: io::Error },
     /// The listeners' errors name the address and the next step.
@@ -88,7 +74,7 @@ pub fn run(flags: &Flags) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    set_umask();
+    restrict_umask();
     let served = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -135,10 +121,10 @@ async fn serve(settings: Settings, clock: Clock, log: LogHandle) -> Result<(), P
     }
     let asked_to_stop = signals().map_err(ProgramError::Signals)?;
     let mut asked_to_stop = pin!(asked_to_stop);
-    let log_signals = tokio::spawn(log_signals(log.clone()).map_err(ProgramError::Signals)?);
+    let log_signals = tokio::spawn(telemetry::follow_signals(log.clone()).map_err(ProgramError::Signals)?);
     let _end_with_this = AbortOnDropHandle::new(log_signals);
 
-    let _lock = DataDirLock::take(&settings.data_dir)?;
+    let _held = DataDir::take(&settings.data_dir, PROGRAM)?;
     let mut built = tokio::select! {
         built = start(settings, clock, log) => built?,
         _ = &mut asked_to_stop => return Ok(()),
@@ -178,25 +164,6 @@ async fn resolve(address: &str, port: u16) -> Result<SocketAddr, ProgramError> {
     found.next().ok_or_else(|| failed(io::Error::from(io::ErrorKind::NotFound)))
 }
 
-/// SIGUSR2 opens the log file anew. SIGUSR1, which would end a program that does not expect it, is only noted.
-fn log_signals(log: LogHandle) -> io::Result<impl Future<Output = ()>> {
-    let mut reopen = signal(SignalKind::user_defined2())?;
-    let mut reconfigure = signal(SignalKind::user_defined1())?;
-    Ok(async move {
-        loop {
-            tokio::select! {
-                _ = reopen.recv() => match log.reopen() {
-                    Ok(()) => tracing::info!("Reopened log file"),
-                    Err(error) => tracing::error!(%error, "Failed to reopen log file"),
-                },
-                _ = reconfigure.recv() => {
-                    tracing::warn!("SIGUSR1: reconfiguring plugins is not built yet; restart the server instead");
-                }
-            }
-        }
-    })
-}
-
 async fn check_plugins(settings: &Settings) -> Result<(), Fault> {
     let stanzas = &settings.plugins.stanzas;
     let trust_domain = settings.trust_domain.clone();
@@ -210,78 +177,9 @@ async fn check_plugins(settings: &Settings) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Keeps what the operator set, and takes away from others at least what SPIRE does.
-fn set_umask() {
-    let minimum = Mode::from_bits_truncate(UMASK);
-    let before = umask(minimum);
-    if !before.contains(minimum) {
-        tracing::warn!(
-            current_umask = format!("{before:#05o}"),
-            new_umask = format!("{:#05o}", before | minimum),
-            "Current umask is too permissive; setting umask"
-        );
-    }
-    umask(before | minimum);
-}
-
-/// Holds a data_dir for this process, until dropped.
-struct DataDirLock {
-    _held: Flock<File>,
-}
-
-impl DataDirLock {
-    /// Makes the directory if it is missing.
-    fn take(data_dir: &Path) -> Result<DataDirLock, ProgramError> {
-        let failed = |source| ProgramError::DataDir { path: data_dir.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o750).create(data_dir).map_err(failed)?;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o640);
-        let file = options.open(data_dir.join(LOCK_FILE)).map_err(failed)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut held) => {
-                held.set_len(0)
-                    .and_then(|()| writeln!(held, "process {}", std::process::id()))
-                    .map_err(failed)?;
-                Ok(DataDirLock { _held: held })
-            }
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut holder = String::new();
-                // Who it is only helps the reader.
-                let _ = file.read_to_string(&mut holder);
-                let holder = match holder.trim() {
-                    "" => "process unknown".to_owned(),
-                    holder => holder.to_owned(),
-                };
-                Err(ProgramError::InUse { path: data_dir.to_owned(), holder })
-            }
-            Err((_, errno)) => Err(failed(errno.into())),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_data_dir_has_one_server() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a/b");
-        let held = DataDirLock::take(&path).unwrap();
-        let refused = DataDirLock::take(&path).err().unwrap().to_string();
-        let me = format!("in use by another finial-server (process {}); stop it", std::process::id());
-        assert!(refused.contains(&me), "{refused}");
-        drop(held);
-        DataDirLock::take(&path).unwrap();
-    }
-
-    #[test]
-    fn a_data_dir_that_cannot_be_made_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("file"), "").unwrap();
-        let error = DataDirLock::take(&dir.path().join("file/x")).err().unwrap().to_string();
-        assert!(error.contains("/file/x: ") && error.contains("; create it, or"), "{error}");
-    }
 
     #[tokio::test]
     async fn addresses_may_be_names_or_bracketed() {

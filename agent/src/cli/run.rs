@@ -1,24 +1,19 @@
 //! `run` and `validate`: the program around the agent.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
 
 use finial_daemon::argv::text::{self, FlagError};
 use finial_daemon::clock::Clock;
+use finial_daemon::data_dir::{DataDir, DataDirError, restrict_umask};
 use finial_daemon::dial::Dialer;
 use finial_daemon::keys::KeyError;
 use finial_daemon::listen::{self, SocketMode};
 use finial_daemon::run::signals;
 use finial_daemon::settings::{SettingsError, load};
 use finial_daemon::telemetry::{self, LogHandle, TelemetryError};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-use nix::sys::stat::{Mode, umask};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -28,9 +23,7 @@ use crate::settings::{DEFAULT_CONFIG_PATH, Overrides, RefusedSettings, Settings}
 
 /// The Workload API is for every process of the node.
 const PUBLIC_SOCKET: SocketMode = SocketMode { socket: 0o777, dir: 0o755 };
-/// Files that the agent makes are at most readable for the group.
-const UMASK: u32 = 0o027;
-const LOCK_FILE: &str = "finial-agent.lock";
+const PROGRAM: &str = "finial-agent";
 
 const HELP: &str = "\
 Flags go before what the file says. A flag that is empty, 0 or false counts as not given.
@@ -147,14 +140,8 @@ enum ProgramError {
     Runtime(io::Error),
     #[error("cannot wait for signals: {0}; look for limits on open files")]
     Signals(io::Error),
-    #[error("cannot use data_dir {}: {source}; create it, or give the agent's user the right to write there",
-        path.display())]
-    DataDir { path: PathBuf, source: io::Error },
-    #[error(
-        "data_dir {} is in use by another finial-agent ({holder}); stop it, or give this agent a data_dir of its own",
-        path.display()
-    )]
-    InUse { path: PathBuf, holder: String },
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
     #[error("cannot open the KeyManager: {0}")]
     Keys(#[from] KeyError),
     #[error("cannot listen on {}: {source}; check socket_path and whether another agent runs", path.display())]
@@ -187,7 +174,7 @@ pub fn run(flags: &Flags) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    set_umask();
+    restrict_umask();
     let served = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -281,10 +268,10 @@ impl Flags {
 async fn serve(settings: Settings, clock: Clock, log: LogHandle) -> Result<(), ProgramError> {
     let asked_to_stop = signals().map_err(ProgramError::Signals)?;
     let mut asked_to_stop = pin!(asked_to_stop);
-    let log_signals = tokio::spawn(log_signals(log).map_err(ProgramError::Signals)?);
+    let log_signals = tokio::spawn(telemetry::follow_signals(log).map_err(ProgramError::Signals)?);
     let _end_with_this = AbortOnDropHandle::new(log_signals);
 
-    let _lock = DataDirLock::take(&settings.data_dir)?;
+    let _held = DataDir::take(&settings.data_dir, PROGRAM)?;
     let stop = CancellationToken::new();
     let mut built = tokio::select! {
         built = start(settings, clock, stop.clone()) => built?,
@@ -314,74 +301,6 @@ async fn start(settings: Settings, clock: Clock, stop: CancellationToken) -> Res
     let address = path.display();
     tracing::info!(%address, network = "unix", subsystem_name = "endpoints", "Starting agent APIs");
     Ok(built)
-}
-
-/// SIGUSR2 opens the log file anew. SIGUSR1, which would end a program that does not expect it, is only noted.
-fn log_signals(log: LogHandle) -> io::Result<impl Future<Output = ()>> {
-    let mut reopen = signal(SignalKind::user_defined2())?;
-    let mut reconfigure = signal(SignalKind::user_defined1())?;
-    Ok(async move {
-        loop {
-            tokio::select! {
-                _ = reopen.recv() => match log.reopen() {
-                    Ok(()) => tracing::info!("Reopened log file"),
-                    Err(error) => tracing::error!(%error, "Failed to reopen log file"),
-                },
-                _ = reconfigure.recv() => {
-                    tracing::warn!("SIGUSR1: reconfiguring plugins is not built yet; restart the agent instead");
-                }
-            }
-        }
-    })
-}
-
-/// Keeps what the operator set, and takes away from others at least what SPIRE does.
-fn set_umask() {
-    let minimum = Mode::from_bits_truncate(UMASK);
-    let before = umask(minimum);
-    if !before.contains(minimum) {
-        tracing::warn!(
-            current_umask = format!("{before:#05o}"),
-            new_umask = format!("{:#05o}", before | minimum),
-            "Current umask is too permissive; setting umask"
-        );
-    }
-    umask(before | minimum);
-}
-
-/// Holds a data_dir for this process, until dropped.
-#[derive(Debug)]
-struct DataDirLock {
-    _held: Flock<File>,
-}
-
-impl DataDirLock {
-    /// Makes the directory if it is missing.
-    fn take(data_dir: &Path) -> Result<DataDirLock, ProgramError> {
-        let failed = |source| ProgramError::DataDir { path: data_dir.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o750).create(data_dir).map_err(failed)?;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o640);
-        let file = options.open(data_dir.join(LOCK_FILE)).map_err(failed)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut held) => {
-                let me = std::process::id();
-                held.set_len(0).and_then(|()| writeln!(held, "process {me}")).map_err(failed)?;
-                Ok(DataDirLock { _held: held })
-            }
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut holder = String::new();
-                // Who it is only helps the reader.
-                let _ = file.read_to_string(&mut holder);
-                let holder = match holder.trim() {
-                    "" => "process unknown".to_owned(),
-                    holder => holder.to_owned(),
-                };
-                Err(ProgramError::InUse { path: data_dir.to_owned(), holder })
-            }
-            Err((_, errno)) => Err(failed(errno.into())),
-        }
-    }
 }
 
 fn port(given: &str) -> Result<u16, FlagError> {
@@ -469,26 +388,6 @@ mod tests {
             let error = flags.load().err().unwrap().to_string();
             assert!(error.starts_with(&format!("the flag {name} is refused: ")), "{error}");
         }
-    }
-
-    #[test]
-    fn a_data_dir_has_one_agent() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a/b");
-        let held = DataDirLock::take(&path).unwrap();
-        let refused = DataDirLock::take(&path).unwrap_err().to_string();
-        let me = format!("in use by another finial-agent (process {}); stop it", std::process::id());
-        assert!(refused.contains(&me), "{refused}");
-        drop(held);
-        DataDirLock::take(&path).unwrap();
-    }
-
-    #[test]
-    fn a_data_dir_that_cannot_be_made_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("file"), "").unwrap();
-        let error = DataDirLock::take(&dir.path().join("file/x")).unwrap_err().to_string();
-        assert!(error.contains("/file/x: ") && error.contains("; create it, or"), "{error}");
     }
 
     #[test]
