@@ -94,8 +94,7 @@ pub fn utc_time(unix: i64) -> String {
 
 /// Unix seconds as `2006-01-02 15:04:05 -0700 MST` in the zone of `TZ` or else of the machine.
 pub fn local_time(unix: i64) -> String {
-    let zone = TimeZone::local().unwrap_or_else(|_| TimeZone::utc());
-    local_time_in(unix, &zone)
+    local_time_in(unix, &zone(std::env::var("TZ").ok().as_deref()))
 }
 
 /// Unix seconds as `2006-01-02T15:04:05Z`.
@@ -194,10 +193,25 @@ fn dial_error(status: &Status) -> Option<&io::Error> {
     None
 }
 
+/// Go's reading of `TZ`: the name of a file of zones, empty for UTC; the machine's zone when it is not set. What cannot
+/// be read is UTC.
+fn zone(named: Option<&str>) -> TimeZone {
+    let zone = match named {
+        None => TimeZone::local(),
+        Some("") => Ok(TimeZone::utc()),
+        // The colon says that it is a file and no rule.
+        Some(name) => TimeZone::from_posix_tz(&format!(":{}", name.trim_start_matches(':'))),
+    };
+    zone.unwrap_or_else(|_| TimeZone::utc())
+}
+
 fn local_time_in(unix: i64, zone: &TimeZone) -> String {
     match zone.find_local_time_type(unix) {
-        Ok(local) => in_zone(unix, local.ut_offset(), local.time_zone_designation()),
-        Err(_) => utc_time(unix),
+        Ok(local) if !local.time_zone_designation().is_empty() => {
+            in_zone(unix, local.ut_offset(), local.time_zone_designation())
+        }
+        // The built-in UTC has no name.
+        _ => utc_time(unix),
     }
 }
 
@@ -283,6 +297,9 @@ mod tests {
         let west = TimeZone::from_posix_tz("<-0330>3:30").unwrap();
         assert_eq!(local_time_in(1_795_300_384, &west), "2026-11-21 19:03:04 -0330 -0330");
         assert_eq!(utc_time(i64::MAX), i64::MAX.to_string());
+        for nowhere in ["", "UTC", "no/such/zone", "CET-1CEST"] {
+            assert_eq!(local_time_in(0, &zone(Some(nowhere))), "1970-01-01 00:00:00 +0000 UTC", "{nowhere}");
+        }
     }
 
     #[test]
