@@ -189,8 +189,8 @@ impl Keeper {
                 Err(KeepError::Banned)
             }
             Denial::MustAttest(reason) => {
-                tracing::warn!(reason, "The server refuses this agent's SVID; attesting again");
                 if self.identity.own().is_some_and(|own| own.reattestable) {
+                    tracing::warn!(reason, "The server refuses this agent's SVID; attesting again");
                     return self.attest().await;
                 }
                 self.storage.delete_svid().await?;

@@ -62,8 +62,7 @@ impl Entries {
             let wait = match followed {
                 Ok(()) => {
                     first.take();
-                    backoff.reset();
-                    self.interval
+                    cadence::after_sync(&mut backoff, self.cache.stats().x509_svids > 0)
                 }
                 Err(CallError::Unimplemented(_)) if push => {
                     tracing::debug!("The server does not push changes; polling it");
@@ -76,7 +75,7 @@ impl Entries {
                         // The keeper ends the program or brings a new SVID; either way it is the one to act.
                         let _ = self.denials.send(denial).await;
                     }
-                    backoff.next()
+                    cadence::after_failed_sync(&mut backoff, first.is_none())
                 }
             };
             let mut renewed = self.identity.own_changes();
