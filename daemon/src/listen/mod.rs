@@ -6,6 +6,7 @@
 mod authority;
 mod hpack;
 mod memory;
+mod newest;
 pub mod peer;
 mod plain;
 mod tcp;
@@ -27,6 +28,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
 pub use memory::{MemoryDialer, memory};
+pub use newest::Newest;
 pub use plain::plain;
 pub use tcp::{bind_tcp, tcp};
 pub use unix::{SocketMode, unix, unix_by_permission};

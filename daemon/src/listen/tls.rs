@@ -16,10 +16,10 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Accepted, Conn, ConnInfo, Connections, Incoming};
+use super::{Accepted, Conn, ConnInfo, Connections, Incoming, Newest};
 use crate::clock::Clock;
 
-/// Handshakes at one time; further clients wait in the listener's queue.
+/// Handshakes at one time; a further one ends the oldest.
 const MAX_HANDSHAKES: usize = 1024;
 /// Connections whose handshake is done and that wait to be served.
 const READY_QUEUE: usize = 64;
@@ -64,13 +64,17 @@ enum HandshakeError {
 async fn accept_loop(mut incoming: Incoming, handshake: Handshake, ready: mpsc::Sender<Conn>) {
     // Dropping the set ends the handshakes with the loop.
     let mut handshakes = JoinSet::new();
+    let mut newest = Newest::new(MAX_HANDSHAKES);
     loop {
         tokio::select! {
             () = ready.closed() => return,
             Some(ended) = handshakes.join_next() => log_panic(ended),
-            next = incoming.next(), if handshakes.len() < MAX_HANDSHAKES => match next {
+            next = incoming.next() => match next {
                 Some(Ok(accepted)) => {
-                    handshakes.spawn(greet(accepted, handshake.clone(), ready.clone()));
+                    let task = handshakes.spawn(greet(accepted, handshake.clone(), ready.clone()));
+                    if newest.admit(task) {
+                        tracing::debug!(limit = MAX_HANDSHAKES, "Too many TLS handshakes; ended the oldest");
+                    }
                 }
                 Some(Err(error)) => tracing::debug!(%error, "Connection could not be accepted"),
                 None => break,
@@ -114,7 +118,9 @@ fn owned_chain(chain: &[CertificateDer<'_>]) -> Arc<[CertificateDer<'static>]> {
 }
 
 fn log_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
         tracing::error!(%error, "TLS handshake panicked");
     }
 }

@@ -135,6 +135,18 @@ async fn slow_strange_and_unknown_clients_hold_nobody_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn any_number_of_silent_clients_holds_nobody_up() {
+    let pki = Pki::new("ours");
+    let (dialer, mut connections, clock) = serve(&pki);
+    let mut silent: Vec<_> = (0..MAX_HANDSHAKES + 10).map(|_| dialer.dial().unwrap()).collect();
+    let _client = connect(&dialer, pki.client(true, &[H2])).await.unwrap();
+    connections.next().await.unwrap().unwrap();
+    assert!(clock.monotonic() < LIMIT / 2, "{:?}", clock.monotonic());
+    assert_eq!(silent[0].read(&mut [0; 8]).await.unwrap(), 0, "the oldest had to go");
+    assert!(clock.monotonic() < LIMIT / 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_h2_is_served() {
     let pki = Pki::new("ours");
     let (dialer, mut connections, _) = serve(&pki);
