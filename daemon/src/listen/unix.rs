@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+use nix::sys::stat::Mode;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::peer::{LocalPeer, PeerError};
@@ -40,14 +42,14 @@ pub struct SocketMode {
 /// another process serves, or a file that is no socket, is an error. The socket appears under its name only
 /// when it is ready, and disappears when the stream is dropped. Must be called within a tokio runtime.
 pub fn unix(path: &Path, mode: SocketMode) -> io::Result<Incoming> {
-    Ok(accept(open(path, mode)?, pinned))
+    Ok(accept(make(path, mode)?, pinned))
 }
 
 /// Like [`unix`] for a socket whose file permissions alone decide who may connect: a process that cannot be
 /// pinned, as when it sits in another container that shares the socket's directory, is served as
 /// [`Origin::LocalUnknown`].
 pub fn unix_by_permission(path: &Path, mode: SocketMode) -> io::Result<Incoming> {
-    Ok(accept(open(path, mode)?, |socket| Ok(pinned(socket).unwrap_or(Origin::LocalUnknown))))
+    Ok(accept(make(path, mode)?, |socket| Ok(pinned(socket).unwrap_or(Origin::LocalUnknown))))
 }
 
 struct Listening {
@@ -90,7 +92,7 @@ fn pinned(socket: &UnixStream) -> Result<Origin, PeerError> {
     Ok(Origin::Local(Arc::new(LocalPeer::from_socket(socket)?)))
 }
 
-fn open(path: &Path, mode: SocketMode) -> io::Result<Listening> {
+fn make(path: &Path, mode: SocketMode) -> io::Result<Listening> {
     let said = |what: &'static str| {
         move |error: io::Error| {
             io::Error::new(error.kind(), format!("cannot {what} the socket {}: {error}", path.display()))
@@ -118,7 +120,7 @@ fn open(path: &Path, mode: SocketMode) -> io::Result<Listening> {
     remove_if_there(&temporary).map_err(said("bind"))?;
     bind(socket.as_raw_fd(), &address).map_err(io::Error::from).map_err(said("bind"))?;
     let file = SocketFile::of(temporary.clone()).map_err(said("bind"))?;
-    fs::set_permissions(&temporary, Permissions::from_mode(mode.socket)).map_err(said("set the mode of"))?;
+    set_mode(&temporary, mode.socket).map_err(said("set the mode of"))?;
     let backlog = Backlog::new(BACKLOG).map_err(io::Error::from).map_err(said("listen on"))?;
     listen(&socket, backlog).map_err(io::Error::from).map_err(said("listen on"))?;
     let listener = UnixListener::from_std(StdUnixListener::from(socket)).map_err(said("listen on"))?;
@@ -186,6 +188,17 @@ fn temporary_name(dir: &Path, name: &OsStr) -> io::Result<(PathBuf, UnixAddr)> {
         }
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// The mode of a socket, and of nothing that a link in its place leads to: the directory may be one that others write to,
+/// and this process one that may change any file.
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    let handle = open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    let handle = fs::File::from(handle);
+    if !handle.metadata()?.file_type().is_socket() {
+        return Err(io::Error::other("something else took the place of the socket that was made"));
+    }
+    fs::set_permissions(format!("/proc/self/fd/{}", handle.as_raw_fd()), Permissions::from_mode(mode))
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {

@@ -182,3 +182,19 @@ async fn errors_name_the_path() {
         assert!(error.to_string().contains(path), "{error}");
     }
 }
+
+#[test]
+fn the_mode_of_a_file_behind_a_link_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, link, socket) = (dir.path().join("file"), dir.path().join("link"), dir.path().join("socket"));
+    fs::write(&file, "").unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    for path in [&link, &file] {
+        set_mode(path, 0o777).unwrap_err();
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let _listener = StdUnixListener::bind(&socket).unwrap();
+    set_mode(&socket, 0o642).unwrap();
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o642);
+}
