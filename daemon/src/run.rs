@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,17 @@ use tokio_util::task::TaskTracker;
 
 /// How long tasks may take to finish once they are asked to stop.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Raises this process's limit on open files as far as it may itself. Shells and containers often start programs with
+/// 1024, which is few for connections, and the first that a stranger who opens many would use up.
+pub fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    match raised {
+        Ok(()) => tracing::debug!(from = ?limit.current, to = ?limit.maximum, "Limit on open files raised"),
+        Err(error) => tracing::warn!(limit = ?limit.current, %error, "Cannot raise the limit on open files"),
+    }
+}
 
 /// The running tasks of a program. Clones share one set.
 #[derive(Clone, Debug)]
@@ -374,6 +386,13 @@ mod tests {
         });
         let failure = tasks.shutdown().await.unwrap_err();
         assert_eq!(failure.to_string(), "task \"store\" failed: the disk is full");
+    }
+
+    #[test]
+    fn as_many_files_may_be_open_as_the_system_allows() {
+        raise_open_files();
+        let limit = getrlimit(Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum);
     }
 
     #[tokio::test]

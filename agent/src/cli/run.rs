@@ -11,7 +11,7 @@ use finial_daemon::data_dir::{DataDir, DataDirError, restrict_umask};
 use finial_daemon::dial::Dialer;
 use finial_daemon::keys::KeyError;
 use finial_daemon::listen::{self, SocketMode};
-use finial_daemon::run::signals;
+use finial_daemon::run::{raise_open_files, signals};
 use finial_daemon::settings::{SettingsError, load};
 use finial_daemon::telemetry::{self, LogHandle, TelemetryError};
 use tokio_util::sync::CancellationToken;
@@ -175,6 +175,7 @@ pub fn run(flags: &Flags) -> ExitCode {
         }
     };
     restrict_umask();
+    raise_open_files();
     let served = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
