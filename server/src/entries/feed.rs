@@ -231,10 +231,15 @@ impl FeedTask {
             let missing = ids.iter().filter(|id| !found.contains(*id));
             rows.entries.extend(missing.map(|id| (id.clone(), None)));
             for node in self.store.agents().by_ids(agents.clone()).await? {
+                if node.is_banned() {
+                    rows.gone.push(node.spiffe_id.clone());
+                }
                 rows.agents.push((node.spiffe_id, Some(node.selectors)));
             }
             let known: HashSet<SpiffeId> = rows.agents.iter().map(|(id, _)| id.clone()).collect();
-            rows.agents.extend(agents.iter().filter(|id| !known.contains(*id)).map(|id| (id.clone(), None)));
+            let deleted = agents.iter().filter(|id| !known.contains(*id));
+            rows.gone.extend(deleted.clone().cloned());
+            rows.agents.extend(deleted.map(|id| (id.clone(), None)));
             self.publish(rows);
             ids.iter().for_each(|id| _ = self.pending.entries.remove(id));
             agents.iter().for_each(|id| _ = self.pending.agents.remove(id));

@@ -61,6 +61,8 @@ pub struct Rows {
     pub entries: Vec<(String, Option<Entry>)>,
     /// The node selectors of agents.
     pub agents: Vec<(SpiffeId, Option<Vec<Selector>>)>,
+    /// Agents that were banned or deleted. They count as changed even where nothing here shows it.
+    pub gone: Vec<SpiffeId>,
 }
 
 /// What a SPIFFE ID may do on this server because of the entries that carry it.
@@ -104,6 +106,7 @@ impl Snapshot {
                 change.agents.push(id);
             }
         }
+        change.agents.extend(rows.gone);
         if change.touched() == 0 {
             return None;
         }
@@ -291,7 +294,7 @@ impl Change {
         &self.entries
     }
 
-    /// Agents whose node selectors changed.
+    /// Agents whose node selectors changed, or that are gone.
     pub fn agents(&self) -> &[SpiffeId] {
         &self.agents
     }

@@ -130,6 +130,7 @@ fn nothing_new_is_no_new_snapshot() {
     let gone = Rows {
         entries: vec![("unknown".into(), None)],
         agents: vec![(id(OTHER), None), (id("/spire/agent/c"), Some(Vec::new()))],
+        gone: Vec::new(),
     };
     assert!(snapshot.with(gone, 0).is_none());
 }
