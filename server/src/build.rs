@@ -47,6 +47,9 @@ use crate::store::{OpenSettings, Store, StoreError};
 const CONNECTION_AGE: Duration = Duration::from_secs(3 * 60);
 /// How long a client may take for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes of a message from somebody without an identity: evidence of any attestor and a CSR, and a mask.
+const STRANGERS_EVIDENCE: usize = 256 * 1024;
+const STRANGERS_QUESTION: usize = 16 * 1024;
 /// Agents that lose their standing at one moment before a stream has looked; beyond that, all streams look.
 const CUT_OFF_BACKLOG: usize = 256;
 
@@ -180,9 +183,10 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         audit: settings.audit_log_enabled,
         clock: clock.clone(),
     });
-    let both = services(&settings, &handles, attestors, &clock);
-    let network_gate = Gate::new(both.clone().routes(), Door::Network, Arc::clone(&access));
-    let admin_gate = Gate::new(admin_services(both, &handles, &clock), Door::Admin, access);
+    let Services { all, for_strangers } = services(&settings, &handles, attestors, &clock);
+    let network_gate =
+        Gate::new(all.clone().routes(), for_strangers.clone(), Door::Network, Arc::clone(&access));
+    let admin_gate = Gate::new(admin_services(all, &handles, &clock), for_strangers, Door::Admin, access);
 
     let (shown, server_svid) = watch::channel(Some(certified(&authority.server_svid)));
     let trust = Trust {
@@ -318,46 +322,53 @@ fn certified(server_svid: &watch::Receiver<Arc<ServerSvid>>) -> Arc<CertifiedKey
     Arc::clone(&server_svid.borrow().certified)
 }
 
-/// What both listeners serve.
-fn services(
-    settings: &Settings,
-    handles: &Handles,
-    attestors: NodeAttestors,
-    clock: &Clock,
-) -> RoutesBuilder {
+struct Services {
+    /// What both listeners serve.
+    all: RoutesBuilder,
+    /// The part of it that is open to anybody.
+    for_strangers: Routes,
+}
+
+fn services(settings: &Settings, handles: &Handles, attestors: NodeAttestors, clock: &Clock) -> Services {
     let Handles { store, feed, issuer, own_bundle, federated, stop, .. } = handles.clone();
     let trust_domain = settings.trust_domain.clone();
     let (cut_off, _) = broadcast::channel::<SpiffeId>(CUT_OFF_BACKLOG);
+    let agents = agent::Agents {
+        trust_domain: trust_domain.clone(),
+        store: store.clone(),
+        feed: feed.clone(),
+        issuer: issuer.clone(),
+        attestors,
+        id_as_selector: settings.agent_spiffe_id_as_selector,
+        cut_off: cut_off.clone(),
+        clock: clock.clone(),
+    };
+    let bundles = bundle::Bundles {
+        trust_domain: trust_domain.clone(),
+        store: store.clone(),
+        feed: feed.clone(),
+        own: own_bundle.clone(),
+        federated: federated.clone(),
+    };
+    let mut for_strangers = Routes::builder();
+    for_strangers
+        .add_service(AgentServer::new(agents.clone()).max_decoding_message_size(STRANGERS_EVIDENCE))
+        .add_service(BundleServer::new(bundles.clone()).max_decoding_message_size(STRANGERS_QUESTION));
     let mut routes = Routes::builder();
     routes
-        .add_service(AgentServer::new(agent::Agents {
-            trust_domain: trust_domain.clone(),
-            store: store.clone(),
-            feed: feed.clone(),
-            issuer: issuer.clone(),
-            attestors,
-            id_as_selector: settings.agent_spiffe_id_as_selector,
-            cut_off: cut_off.clone(),
-            clock: clock.clone(),
-        }))
+        .add_service(AgentServer::new(agents))
         .add_service(EntryServer::new(entry::Entries {
             trust_domain: trust_domain.clone(),
             store: store.clone(),
             feed: feed.clone(),
         }))
         .add_service(SvidServer::new(svid::Svids {
-            trust_domain: trust_domain.clone(),
+            trust_domain,
             feed: feed.clone(),
             issuer,
             own_bundle: own_bundle.clone(),
         }))
-        .add_service(BundleServer::new(bundle::Bundles {
-            trust_domain,
-            store: store.clone(),
-            feed: feed.clone(),
-            own: own_bundle.clone(),
-            federated: federated.clone(),
-        }))
+        .add_service(BundleServer::new(bundles))
         .add_service(WatchServer::new(watching::Watching {
             parts: Arc::new(watching::Parts {
                 store,
@@ -372,7 +383,7 @@ fn services(
         }))
         .add_service(refused::TrustDomain)
         .add_service(refused::LocalAuthority);
-    routes
+    Services { all: routes, for_strangers: for_strangers.routes() }
 }
 
 /// What only the admin socket serves, beside the rest.

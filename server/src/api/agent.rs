@@ -266,7 +266,11 @@ impl Agents {
         answers: &AttestAnswers,
         subject: &mut Subject,
     ) -> Result<(), Refusal> {
-        call.limit(1, "rejecting request due to attest agent rate limiting").await?;
+        tokio::select! {
+            limited = call.limit(1, "rejecting request due to attest agent rate limiting") => limited?,
+            // Those behind would have to wait for somebody who is not there any more.
+            () = answers.closed() => return Err(Refusal::gone()),
+        }
         let first = match requests.message().await {
             Ok(Some(first)) => first,
             Ok(None) => return Err(Refusal::invalid("failed to receive request from stream: EOF")),

@@ -18,6 +18,7 @@ use crate::store::bundles::{BundleUpdate, DeleteMode};
 use crate::store::{Store, StoreError};
 
 /// The service.
+#[derive(Clone)]
 pub struct Bundles {
     pub trust_domain: TrustDomain,
     pub store: Store,

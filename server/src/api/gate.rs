@@ -50,10 +50,15 @@ pub struct Access {
     pub clock: Clock,
 }
 
+/// How long a call may wait before it is asked again whether the caller may still call.
+const FRESH: Duration = Duration::from_millis(100);
+
 /// The services of one listener, behind the permission table.
 #[derive(Clone)]
 pub struct Gate {
     routes: Routes,
+    /// What callers without an identity may call; their messages have narrower limits.
+    for_strangers: Routes,
     door: Door,
     access: Arc<Access>,
 }
@@ -80,8 +85,8 @@ impl Door {
 }
 
 impl Gate {
-    pub fn new(routes: Routes, door: Door, access: Arc<Access>) -> Gate {
-        Gate { routes: routes.prepare(), door, access }
+    pub fn new(routes: Routes, for_strangers: Routes, door: Door, access: Arc<Access>) -> Gate {
+        Gate { routes: routes.prepare(), for_strangers: for_strangers.prepare(), door, access }
     }
 
     pub fn door(&self) -> Door {
@@ -103,11 +108,19 @@ impl Call {
         id.ok_or_else(|| Refusal::with_code(Code::Internal, "caller ID missing from request context"))
     }
 
-    /// Waits until the limit of this method has `count` tokens for the caller. `what` is said of a refusal.
+    /// Waits until the limit of this method has `count` tokens for the caller. `what` is said of a refusal. A caller who
+    /// had to wait must still be one who may call: the queue is no place to sit out a ban.
     pub async fn limit(&self, count: usize, what: &str) -> Result<(), Refusal> {
-        let (limit, address) = (self.granted.row().limit, self.granted.caller().ip());
-        let taken = self.access.limits.take(limit, address, count, self.patience).await;
-        taken.map_err(|fault| Refusal::shown(Code::ResourceExhausted, what, &fault))
+        let (limit, caller) = (self.granted.row().limit, self.granted.caller());
+        let clock = &self.access.clock;
+        let came = clock.monotonic();
+        let taken = self.access.limits.take(limit, caller.ip(), count, self.patience).await;
+        taken.map_err(|fault| Refusal::shown(Code::ResourceExhausted, what, &fault))?;
+        if clock.monotonic().saturating_sub(came) < FRESH {
+            return Ok(());
+        }
+        decide(&self.access, self.granted.row(), caller).await?.map_err(Refusal::from)?;
+        Ok(())
     }
 
     /// Does the work of a call that has one line in the audit log.
@@ -173,7 +186,9 @@ impl Service<Request<Body>> for Gate {
             let refused = Refusal::with_code(Code::Internal, "caller missing from request context");
             return Box::pin(std::future::ready(Ok(Status::from(refused).into_http())));
         };
-        let (routes, access) = (self.routes.clone(), Arc::clone(&self.access));
+        let is_stranger = caller.as_ref().is_ok_and(Caller::is_anonymous);
+        let routes = if is_stranger { &self.for_strangers } else { &self.routes }.clone();
+        let access = Arc::clone(&self.access);
         let request_id: Arc<str> = uuid::Uuid::new_v4().to_string().into();
         let span = span(row, caller.as_ref().ok(), &request_id);
         let answer = async move {
@@ -200,12 +215,24 @@ async fn admit(
     let caller = caller.map_err(|fault| {
         Refusal::shown(Code::Unauthenticated, "client certificate is not acceptable", &fault)
     })?;
+    decide(access, row, &caller).await?.map_err(|refused| {
+        tracing::error!(reason = refused.reason.map(tracing::field::debug), "Failed to authenticate caller");
+        status::denied(row.method, refused.reason.map(status::reason))
+    })
+}
+
+/// Gathers the facts of this moment and decides.
+async fn decide(
+    access: &Access,
+    row: &'static Row,
+    caller: &Caller,
+) -> Result<Result<Granted, permit::Refusal>, Refusal> {
     let flags = match caller.spiffe_id() {
         Some(id) => access.feed.snapshot().flags(id),
         None => EntryFlags::default(),
     };
     let now = access.clock.now();
-    let mut facts = Facts { caller: &caller, admin_ids: &access.admin_ids, flags, standing: None, now };
+    let mut facts = Facts { caller, admin_ids: &access.admin_ids, flags, standing: None, now };
     if permit::asks_standing(row, &facts)
         && let Some(svid) = caller.svid()
     {
@@ -213,10 +240,7 @@ async fn admit(
         let standing = standing.map_err(|e| Refusal::internal("unable to look up agent information", &e))?;
         facts.standing = Some(standing);
     }
-    permit::decide(row, &facts).map_err(|refused| {
-        tracing::error!(reason = refused.reason.map(tracing::field::debug), "Failed to authenticate caller");
-        status::denied(row.method, refused.reason.map(status::reason))
-    })
+    Ok(permit::decide(row, &facts))
 }
 
 /// SPIRE's log fields of a call.

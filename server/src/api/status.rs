@@ -96,6 +96,11 @@ impl Refusal {
         Refusal { reason: Some(reason), ..Refusal::new(Code::PermissionDenied, text.to_owned()) }
     }
 
+    /// CANCELLED, for a caller who went away and will not read it. Not logged: nobody has to do anything about it.
+    pub fn gone() -> Refusal {
+        Refusal::new(Code::Cancelled, "the caller went away".to_owned())
+    }
+
     fn new(code: Code, message: String) -> Refusal {
         Refusal { code, message, reason: None }
     }
@@ -106,6 +111,16 @@ impl Refusal {
 
     pub fn message(&self) -> &str {
         &self.message
+    }
+}
+
+/// For a call that lost its permit between two steps.
+impl From<permit::Refusal> for Refusal {
+    fn from(refused: permit::Refusal) -> Refusal {
+        match refused.reason {
+            Some(reason) => Refusal::denied(&refused.to_string(), self::reason(reason)),
+            None => Refusal::with_code(Code::PermissionDenied, &refused.to_string()),
+        }
     }
 }
 
@@ -146,6 +161,11 @@ pub fn denied(path: &str, reason: Option<Reason>) -> Status {
         Some(reason) => with_reason(&text, reason),
         None => Status::permission_denied(text),
     }
+}
+
+/// UNAVAILABLE on a connection that is over; clients call again on another one.
+pub fn connection_over() -> Status {
+    Status::unavailable("the connection is over; call again on a new one")
 }
 
 fn with_reason(text: &str, reason: Reason) -> Status {

@@ -173,7 +173,7 @@ async fn a_stop_ends_the_server_with_streams_open() {
 
 /// Sends bytes as they are.
 #[derive(Clone, Copy, Default)]
-struct Bytes;
+pub(super) struct Bytes;
 
 impl Codec for Bytes {
     type Encode = Vec<u8>;

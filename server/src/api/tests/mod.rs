@@ -4,6 +4,7 @@ mod agents;
 mod bundles;
 mod callers;
 mod entries;
+mod siege;
 mod svids;
 mod watching;
 
@@ -30,6 +31,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::access::permit;
 use crate::build::{Handles, RunError, Surroundings, build};
 use crate::settings::{Flags, Settings};
 
@@ -104,6 +106,13 @@ impl Server {
     }
 
     fn tls(&self, identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>) -> Channel {
+        let config = Server::tls_config(identity);
+        dial::channel(Dialer::Memory(self.network.clone()), Some(dial::fixed(config)), "server")
+    }
+
+    fn tls_config(
+        identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    ) -> Arc<ClientConfig> {
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -114,7 +123,7 @@ impl Server {
             None => config.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
-        dial::channel(Dialer::Memory(self.network.clone()), Some(dial::fixed(Arc::new(config))), "server")
+        Arc::new(config)
     }
 
     async fn token(&self) -> String {
