@@ -72,8 +72,19 @@ impl Caller {
             tracing::error!(%origin, error = "no process is known behind the connection", "Workload attestation failed");
             return Err(self.refuse());
         };
-        let _turn = self.connection.seat.turn().await;
-        attestation.attest(peer).await.map_err(|error| {
+        let turn = self.connection.seat.turn().await;
+        let (attestation, attested) = (attestation.clone(), peer.clone());
+        // A task of its own: what attestors do on other threads goes on when the caller hangs up, and so must the turn.
+        let work = tokio::spawn(async move {
+            let selectors = attestation.attest(&attested).await;
+            drop(turn);
+            selectors
+        });
+        let selectors = work.await.map_err(|error| {
+            tracing::error!(pid = peer.pid(), %error, "Workload attestation failed");
+            attestation_failed()
+        })?;
+        selectors.map_err(|error| {
             tracing::error!(pid = peer.pid(), %error, "Workload attestation failed");
             match error {
                 AttestError::CallerGone(_) => self.refuse(),

@@ -25,13 +25,17 @@ use finial_daemon::{
 };
 use finial_proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::{service::interceptor::InterceptedService, transport::Server};
 use tonic_health::pb::health_server::HealthServer;
 
 use crate::{attest::workload::WorkloadAttestation, cache::Cache};
 
 /// How many calls one connection may have open.
-pub const MAX_STREAMS_PER_CONNECTION: u32 = 1000;
+pub const MAX_STREAMS_PER_CONNECTION: u32 = 256;
+
+/// Bytes of a request: a JWT-SVID with a long list of audiences is the longest. What has come of one is held in memory
+/// until the rest comes, for anybody who may connect.
+pub const MAX_REQUEST: usize = 64 * 1024;
 
 /// How many connections the processes of one user may have open; each costs this agent three file descriptors.
 pub const MAX_CONNECTIONS_PER_USER: usize = 2048;
@@ -84,7 +88,8 @@ pub async fn serve(
     let clock = api.clock.clone();
     let connections = connection::watch(listen::plain(incoming), cut_off.clone(), clock.clone());
 
-    let health = HealthServer::new(health::Health::new(api.ready.clone()));
+    let health =
+        HealthServer::new(health::Health::new(api.ready.clone())).max_decoding_message_size(MAX_REQUEST);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(finial_proto::WORKLOAD_FILE_DESCRIPTOR_SET)
@@ -93,10 +98,13 @@ pub async fn serve(
     let workload = workload::Calls::new(api, shutdown.clone());
     let server = Server::builder()
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-        .add_service(SpiffeWorkloadApiServer::with_interceptor(workload, caller::check_security_header))
+        .add_service(InterceptedService::new(
+            SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(MAX_REQUEST),
+            caller::check_security_header,
+        ))
         .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
+        .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_REQUEST))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_REQUEST))
         .serve_with_incoming_shutdown(connections, shutdown.clone().cancelled_owned());
     tokio::pin!(server);
     tokio::select! {

@@ -515,6 +515,86 @@ async fn a_failed_attestation_is_told_and_other_streams_go_on() {
     next(&mut open(&mut client).await).await;
 }
 
+/// Takes its time with everybody, on a task that nobody can stop.
+struct Slow {
+    running: tokio::sync::watch::Sender<usize>,
+    done: Arc<tokio::sync::Semaphore>,
+}
+
+#[async_trait]
+impl WorkloadAttestor for Slow {
+    async fn attest(&self, _: &Arc<LocalPeer>) -> Result<Vec<Selector>, AttestorFault> {
+        self.running.send_modify(|running| *running += 1);
+        let (running, done) = (self.running.clone(), self.done.clone());
+        let work = tokio::spawn(async move {
+            done.acquire().await.unwrap().forget();
+            running.send_modify(|running| *running -= 1);
+        });
+        work.await.map_err(|_| AttestorFault::CutOff)?;
+        Ok(vec![Selector::parse("test:me").unwrap()])
+    }
+}
+
+/// Hanging up is no way to have more attested at a time than one's share.
+#[tokio::test]
+async fn who_hangs_up_gives_his_turn_back_when_the_work_is_done() {
+    let running = Running::start();
+    running.register("a");
+    let (count, mut seen) = tokio::sync::watch::channel(0);
+    let done = Arc::new(tokio::sync::Semaphore::new(0));
+    let slow = Arc::new(Slow { running: count, done: done.clone() });
+    let (dialer, incoming) = listen::memory();
+    let api = WorkloadApi {
+        cache: running.cache.clone(),
+        attestation: WorkloadAttestation::new(vec![("test".to_owned(), slow as _)]),
+        allow_unauthenticated_verifiers: false,
+        ready: Gate::new(),
+        clock: clock(),
+    };
+    tokio::spawn(serve(incoming, api, CancellationToken::new()));
+    let channel = channel_over(dialer.dial_as(me()).unwrap()).await;
+    let call = || {
+        let mut client = SpiffeWorkloadApiClient::new(channel.clone());
+        tokio::spawn(async move { client.fetch_x509svid(with_header(X509svidRequest {})).await.map(drop) })
+    };
+    // The server has seen what was sent before on this connection once it answers this.
+    let round_trip = || async {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+            HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await.unwrap();
+        }
+    };
+    for _ in 0..3 {
+        let calls: Vec<_> = (0..MAX_ATTESTATIONS_PER_USER).map(|_| call()).collect();
+        seen.wait_for(|running| *running >= MAX_ATTESTATIONS_PER_USER).await.unwrap();
+        round_trip().await;
+        for call in calls {
+            call.abort();
+            call.await.unwrap_err();
+        }
+        round_trip().await;
+        assert_eq!(*seen.borrow(), MAX_ATTESTATIONS_PER_USER);
+    }
+    let last = call();
+    done.add_permits(MAX_ATTESTATIONS_PER_USER + 1);
+    last.await.unwrap().unwrap();
+}
+
+/// Whoever may connect could have the agent hold this much for each of his calls.
+#[tokio::test]
+async fn long_requests_are_refused_before_they_are_read() {
+    let running = Running::start();
+    running.register("a");
+    let mut client = running.client().await;
+    let request = ValidateJwtsvidRequest { audience: "a".repeat(MAX_REQUEST), svid: String::new() };
+    let status = client.validate_jwtsvid(with_header(request)).await.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange, "{status}");
+    let mut health = HealthClient::new(running.channel().await);
+    let request = HealthCheckRequest { service: "a".repeat(MAX_REQUEST) };
+    assert_eq!(health.check(request).await.unwrap_err().code(), Code::OutOfRange);
+    next(&mut open(&mut client).await).await;
+}
+
 #[tokio::test]
 async fn a_caller_that_ends_while_it_is_attested_is_refused_and_its_connection_closed() {
     let running = Running::start();

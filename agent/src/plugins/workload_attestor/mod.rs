@@ -6,7 +6,7 @@ use std::{io, sync::Arc};
 
 use async_trait::async_trait;
 use finial_daemon::{
-    listen::peer::LocalPeer,
+    listen::peer::{LocalPeer, PeerGone},
     settings::{PluginStanza, Section, SettingsError},
 };
 use finial_identity::selector::{Selector, SelectorError};
@@ -52,6 +52,9 @@ pub enum AttestorFault {
         /// Bytes.
         limit: u64,
     },
+    /// The process ended while it was looked at.
+    #[error(transparent)]
+    Gone(#[from] PeerGone),
     /// A value cannot be a selector.
     #[error("cannot make a selector of {what}: {source}")]
     NoSelector {

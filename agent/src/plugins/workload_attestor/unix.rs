@@ -24,6 +24,10 @@ use nix::{
 
 use super::{AttestorFault, WorkloadAttestor};
 
+/// Bytes of a program that are read before the next look whether its process still lives: a program may be a sparse
+/// file of any size, and who started it may not wait for the end.
+const LOOK_EACH: usize = 16 * 1024 * 1024;
+
 /// The attestor `unix`.
 #[derive(Debug, Clone, Default)]
 pub struct Unix {
@@ -79,7 +83,7 @@ impl Unix {
         if self.discover_workload_path {
             let path = process.program_path()?;
             if self.workload_size_limit >= 0 {
-                found.add("sha256", self.digest(&process, &path)?)?;
+                found.add("sha256", self.digest(caller, &process, &path)?)?;
             }
             found.add("path", path)?;
         }
@@ -87,7 +91,7 @@ impl Unix {
     }
 
     /// The program as the process sees it, whatever its path means to this agent: lowercase hex.
-    fn digest(&self, process: &Process<'_>, path: &str) -> Result<String, AttestorFault> {
+    fn digest(&self, caller: &LocalPeer, process: &Process<'_>, path: &str) -> Result<String, AttestorFault> {
         let unreadable = |source| AttestorFault::Unreadable { what: "exe", source };
         let mut program = process.open("exe").map_err(unreadable)?;
         if let Ok(limit) = u64::try_from(self.workload_size_limit)
@@ -100,10 +104,18 @@ impl Unix {
         }
         let mut digest = Context::new(&SHA256);
         let mut buffer = vec![0; 64 * 1024];
+        let mut until_look = LOOK_EACH;
         loop {
             match program.read(&mut buffer) {
                 Ok(0) => return Ok(hex::encode(digest.finish())),
-                Ok(length) => digest.update(&buffer[..length]),
+                Ok(length) => {
+                    digest.update(&buffer[..length]);
+                    until_look = until_look.saturating_sub(length);
+                    if until_look == 0 {
+                        caller.is_alive()?;
+                        until_look = LOOK_EACH;
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(unreadable(error)),
             }
