@@ -1,5 +1,8 @@
 //! Logs: `tracing` events written the way SPIRE writes its own, so that the same log rules match.
 //!
+//! The members of an event's field `fields`, a JSON object as text, become fields of their own: for names that are not
+//! known before the event.
+//!
 //! Nothing here formats keys; what goes into an event's fields is the caller's to keep clean.
 
 use std::collections::BTreeMap;
@@ -337,6 +340,7 @@ where
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut own = Fields::default();
         event.record(&mut own);
+        own.spread();
         let message = own.0.remove("message").map(|value| plain(&value)).unwrap_or_default();
         let mut fields = Fields::default();
         for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
@@ -420,6 +424,16 @@ impl Visit for Fields {
 }
 
 impl Fields {
+    fn spread(&mut self) {
+        let more =
+            self.0.get("fields").and_then(Value::as_str).and_then(|text| serde_json::from_str(text).ok());
+        let Some(Value::Object(more)) = more else { return };
+        self.0.remove("fields");
+        for (name, value) in more {
+            self.0.entry(name).or_insert(value);
+        }
+    }
+
     fn insert(&mut self, field: &Field, value: Value) {
         let name = field.name();
         self.0.insert(name.strip_prefix("r#").unwrap_or(name).to_string(), value);

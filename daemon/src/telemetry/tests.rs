@@ -72,6 +72,21 @@ async fn adds_the_fields_of_spans_and_lets_the_event_win() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn spreads_fields_that_an_event_names_itself() {
+    with_log(TelemetrySettings::default(), |_, log| {
+        let more = r#"{"hint":"a \"b\"\n","mode":"other","n":7}"#;
+        tracing::info!(target: "finial_server", fields = more, mode = "own", "Done");
+        assert_eq!(
+            log.take(),
+            "time=\"2026-11-21T20:51:21Z\" level=info msg=Done hint=\"a \\\"b\\\"\\n\" mode=own n=7\n"
+        );
+        tracing::info!(target: "finial_server", fields = "no object", "Done");
+        assert_eq!(log.take(), "time=\"2026-11-21T20:51:21Z\" level=info msg=Done fields=\"no object\"\n");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn writes_json_and_places() {
     let settings =
         TelemetrySettings { format: LogFormat::Json, source_location: true, ..TelemetrySettings::default() };

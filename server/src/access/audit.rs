@@ -1,7 +1,8 @@
 //! The audit log (setting `audit_log_enabled`): one line at level info for each call, or for each element of a batch,
 //! with SPIRE's message and field names.
 
-use std::fmt::{self, Display, Write};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::caller::Caller;
 use super::permit::{Granted, Role};
@@ -50,13 +51,13 @@ pub struct Subject {
     pub local_authority_id: Option<String>,
     /// SHA-256 of the CSR, in hex.
     pub csr: Option<String>,
-    /// Whatever else the request says, in the field `request`.
+    /// Whatever else the request says.
     pub others: Others,
 }
 
-/// Fields that are shown together as `name=value, name=value`.
+/// Fields by names that only some methods have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Others(String);
+pub struct Others(Map<String, Value>);
 
 impl<'a> Record<'a> {
     /// The record of a call that was let in and went well; adjust what differs.
@@ -73,16 +74,13 @@ impl<'a> Record<'a> {
 }
 
 impl Others {
-    pub fn add(&mut self, name: &str, value: impl Display) {
-        let comma = if self.0.is_empty() { "" } else { ", " };
-        // Writing to a String does not fail.
-        let _ = write!(self.0, "{comma}{name}={value}");
+    /// `value` is text, a number or a truth value.
+    pub fn add(&mut self, name: &str, value: impl Serialize) {
+        self.0.insert(name.to_owned(), serde_json::to_value(value).unwrap_or_default());
     }
-}
 
-impl Display for Others {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+    fn text(&self) -> Option<String> {
+        (!self.0.is_empty()).then(|| serde_json::to_string(&self.0).unwrap_or_default())
     }
 }
 
@@ -127,19 +125,27 @@ pub fn write(record: &Record<'_>) {
         trust_domain_id = subject.trust_domain_id.as_deref(),
         local_authority_id = subject.local_authority_id.as_deref(),
         csr = subject.csr.as_deref(),
-        request = Some(&subject.others).filter(|others| !others.0.is_empty()).map(tracing::field::display),
+        // The log writes each member as a field of its own.
+        fields = subject.others.text(),
         "API accessed"
     );
 }
 
-/// `/spire.api.server.entry.v1.Entry/GetEntry` is logged as service `entry.v1.Entry`, method `GetEntry`.
-fn service_and_method(full: &str) -> (&str, &str) {
+/// The names by which SPIRE logs a method: `/spire.api.server.entry.v1.Entry/GetEntry` is method `GetEntry` of service
+/// `entry.v1.Entry`.
+pub fn service_and_method(full: &str) -> (&str, &str) {
     let (service, method) = full.trim_start_matches('/').split_once('/').unwrap_or((full, ""));
-    (service.strip_prefix("spire.api.server.").unwrap_or(service), method)
+    let service = match service {
+        "spire.api.server.logger.v1.Logger" => "Logger",
+        "grpc.health.v1.Health" => "Health",
+        _ => service.strip_prefix("spire.api.server.").unwrap_or(service),
+    };
+    (service, method)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fmt;
     use std::sync::{Arc, Mutex};
 
     use finial_daemon::listen::peer::LocalPeer;
@@ -229,10 +235,10 @@ mod tests {
                 "caller_id=spiffe://example.org/admin",
                 "downstream=false",
                 "entry_id=web",
+                r#"fields={"hint":"a b","store_svid":true}"#,
                 "level=INFO",
                 "message=API accessed",
                 "method=BatchCreateEntry",
-                "request=hint=a b, store_svid=true",
                 "request_id=6f1e",
                 "selectors=unix:uid:1,unix:gid:2",
                 "service=entry.v1.Entry",
@@ -264,7 +270,7 @@ mod tests {
                 "message=API accessed",
                 "method=Check",
                 "request_id=1",
-                "service=grpc.health.v1.Health",
+                "service=Health",
                 "status=error",
                 "status_code=PermissionDenied",
                 "status_message=authorization denied",

@@ -437,7 +437,10 @@ fn filter_subject(filter: Option<&wire::list_agents_request::Filter>) -> Subject
     let mut subject = Subject::default();
     let Some(filter) = filter else { return subject };
     subject.node_attestor_type = Some(filter.by_attestation_type.clone()).filter(|kind| !kind.is_empty());
-    subject.selectors = filter.by_selector_match.as_ref().map(|by| convert::selectors_text(&by.selectors));
+    if let Some(by) = &filter.by_selector_match {
+        subject.others.add("by_selector_match", by.r#match().as_str_name());
+        subject.others.add("by_selectors", convert::selectors_text(&by.selectors));
+    }
     if let Some(banned) = filter.by_banned {
         subject.others.add("by_banned", banned);
     }

@@ -156,7 +156,7 @@ impl Bundle for Bundles {
         let mut results = Vec::with_capacity(bundle.len());
         for one in &bundle {
             let (status, bundle) = outcome(self.create(one).await, output_mask.as_ref());
-            call.audit_item(&status, || about(&one.trust_domain));
+            call.audit_item(&status, || bundle_subject(one, None));
             results
                 .push(wire::batch_create_federated_bundle_response::Result { status: Some(status), bundle });
         }
@@ -175,7 +175,7 @@ impl Bundle for Bundles {
         for one in &bundle {
             let updated = self.update(one, input_mask.as_ref()).await;
             let (status, bundle) = outcome(updated, output_mask.as_ref());
-            call.audit_item(&status, || about(&one.trust_domain));
+            call.audit_item(&status, || bundle_subject(one, input_mask.as_ref()));
             results
                 .push(wire::batch_update_federated_bundle_response::Result { status: Some(status), bundle });
         }
@@ -192,7 +192,7 @@ impl Bundle for Bundles {
         let mut results = Vec::with_capacity(bundle.len());
         for one in &bundle {
             let (status, bundle) = outcome(self.set(one).await, output_mask.as_ref());
-            call.audit_item(&status, || about(&one.trust_domain));
+            call.audit_item(&status, || bundle_subject(one, None));
             results.push(wire::batch_set_federated_bundle_response::Result { status: Some(status), bundle });
         }
         self.written().await;
@@ -205,6 +205,8 @@ impl Bundle for Bundles {
     ) -> Result<Response<wire::BatchDeleteFederatedBundleResponse>, Status> {
         let call = Call::of(&request)?;
         let wire::BatchDeleteFederatedBundleRequest { trust_domains, mode } = request.into_inner();
+        let mode_name = wire::batch_delete_federated_bundle_request::Mode::try_from(mode)
+            .map_or("", |mode| mode.as_str_name());
         let Some(mode) = DeleteMode::from_number(mode) else {
             let text = format!("failed to parse deletion mode: unhandled delete mode \"{mode}\"");
             return Err(Refusal::invalid(&text).into());
@@ -215,7 +217,11 @@ impl Bundle for Bundles {
                 Ok(()) => status::ok(),
                 Err(refusal) => refusal.into(),
             };
-            call.audit_item(&status, || about(&trust_domain));
+            call.audit_item(&status, || {
+                let mut subject = about(&trust_domain);
+                subject.others.add("mode", mode_name);
+                subject
+            });
             results.push(wire::batch_delete_federated_bundle_response::Result {
                 status: Some(status),
                 trust_domain,
@@ -241,7 +247,7 @@ impl Bundles {
             StoreError::AlreadyExists(_) => Refusal::with_code(Code::AlreadyExists, "bundle already exists"),
             error => Refusal::shown(Code::Internal, "unable to create bundle", &error),
         })?;
-        tracing::debug!(trust_domain_id = created.trust_domain.name(), "Federated bundle created");
+        tracing::debug!(trust_domain_id = %created.trust_domain.id(), "Federated bundle created");
         Ok(created)
     }
 
@@ -250,7 +256,7 @@ impl Bundles {
             self.read(bundle, "setting a federated bundle for the server's own trust domain is not allowed")?;
         let set = self.store.bundles().set(bundle).await;
         let set = set.map_err(|error| Refusal::shown(Code::Internal, "failed to set bundle", &error))?;
-        tracing::info!(trust_domain_id = set.trust_domain.name(), "Bundle set successfully");
+        tracing::info!(trust_domain_id = %set.trust_domain.id(), "Bundle set successfully");
         Ok(set)
     }
 
@@ -272,7 +278,7 @@ impl Bundles {
         let updated = self.store.bundles().update(&bundle.trust_domain, update).await;
         let updated =
             updated.map_err(|error| missing_or(Code::Internal, "failed to update bundle", &error))?;
-        tracing::debug!(trust_domain_id = updated.trust_domain.name(), "Federated bundle updated");
+        tracing::debug!(trust_domain_id = %updated.trust_domain.id(), "Federated bundle updated");
         Ok(updated)
     }
 
@@ -331,17 +337,41 @@ fn about(trust_domain: &str) -> Subject {
 
 fn authorities_subject(x509: &[types::X509Certificate], jwt: &[types::JwtKey]) -> Subject {
     let mut subject = Subject::default();
-    for (i, key) in jwt.iter().enumerate() {
-        subject.others.add(&format!("jwt_authority_key_id.{i}"), &key.key_id);
-        subject.others.add(&format!("jwt_authority_expires_at.{i}"), key.expires_at);
-        subject
-            .others
-            .add(&format!("jwt_authority_public_key_sha256.{i}"), convert::sha256_hex(&key.public_key));
+    add_jwt(&mut subject, jwt);
+    add_x509(&mut subject, x509);
+    subject
+}
+
+fn bundle_subject(bundle: &types::Bundle, mask: Option<&types::BundleMask>) -> Subject {
+    let mask = mask.unwrap_or(&convert::ALL_OF_BUNDLE);
+    let mut subject = about(&bundle.trust_domain);
+    if mask.refresh_hint {
+        subject.others.add("refresh_hint", bundle.refresh_hint);
     }
-    for (i, certificate) in x509.iter().enumerate() {
-        subject
-            .others
-            .add(&format!("x509_authorities_asn1_sha256.{i}"), convert::sha256_hex(&certificate.asn1));
+    if mask.sequence_number {
+        subject.others.add("sequence_number", bundle.sequence_number);
+    }
+    if mask.jwt_authorities {
+        add_jwt(&mut subject, &bundle.jwt_authorities);
+    }
+    if mask.x509_authorities {
+        add_x509(&mut subject, &bundle.x509_authorities);
     }
     subject
+}
+
+fn add_jwt(subject: &mut Subject, keys: &[types::JwtKey]) {
+    for (i, key) in keys.iter().enumerate() {
+        let hash = convert::sha256_hex(&key.public_key);
+        subject.others.add(&format!("jwt_authority_key_id.{i}"), &key.key_id);
+        subject.others.add(&format!("jwt_authority_expires_at.{i}"), key.expires_at);
+        subject.others.add(&format!("jwt_authority_public_key_sha256.{i}"), hash);
+    }
+}
+
+fn add_x509(subject: &mut Subject, certificates: &[types::X509Certificate]) {
+    for (i, certificate) in certificates.iter().enumerate() {
+        let hash = convert::sha256_hex(&certificate.asn1);
+        subject.others.add(&format!("x509_authorities_asn1_sha256.{i}"), hash);
+    }
 }

@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::Instrument;
 
-use crate::access::audit::Subject;
+use crate::access::audit::{Others, Subject};
 use crate::api::convert;
 use crate::api::gate::Call;
 use crate::api::status::{self, Refusal};
@@ -373,8 +373,14 @@ fn filter_subject(filter: Option<&wire::list_entries_request::Filter>) -> Subjec
     let Some(filter) = filter else { return subject };
     subject.spiffe_id = filter.by_spiffe_id.as_ref().map(convert::id_text);
     subject.parent_id = filter.by_parent_id.as_ref().map(convert::id_text);
-    subject.selectors = filter.by_selectors.as_ref().map(|by| convert::selectors_text(&by.selectors));
-    subject.federates_with = filter.by_federates_with.as_ref().map(|by| by.trust_domains.join(","));
+    if let Some(by) = &filter.by_selectors {
+        subject.others.add("by_selector_match", by.r#match().as_str_name());
+        subject.others.add("by_selectors", convert::selectors_text(&by.selectors));
+    }
+    if let Some(by) = &filter.by_federates_with {
+        subject.others.add("federates_with_match", by.r#match().as_str_name());
+        subject.federates_with = Some(by.trust_domains.join(","));
+    }
     subject.downstream = filter.by_downstream;
     if let Some(hint) = &filter.by_hint {
         subject.others.add("hint", hint);
@@ -385,6 +391,19 @@ fn filter_subject(filter: Option<&wire::list_entries_request::Filter>) -> Subjec
 fn entry_subject(entry: &types::Entry, mask: Option<&types::EntryMask>) -> Subject {
     let mask = mask.unwrap_or(&convert::ALL_OF_ENTRY);
     let list = |wanted: bool, items: &[String]| (wanted && !items.is_empty()).then(|| items.join(","));
+    let mut others = Others::default();
+    if mask.revision_number {
+        others.add("revision_number", entry.revision_number);
+    }
+    if mask.store_svid {
+        others.add("store_svid", entry.store_svid);
+    }
+    if mask.hint {
+        others.add("hint", &entry.hint);
+    }
+    if mask.created_at {
+        others.add("created_at", entry.created_at);
+    }
     Subject {
         entry_id: some(&entry.id),
         spiffe_id: entry.spiffe_id.as_ref().filter(|_| mask.spiffe_id).map(convert::id_text),
@@ -397,6 +416,7 @@ fn entry_subject(entry: &types::Entry, mask: Option<&types::EntryMask>) -> Subje
         admin: mask.admin.then_some(entry.admin),
         downstream: mask.downstream.then_some(entry.downstream),
         expires_at: mask.expires_at.then_some(entry.expires_at),
+        others,
         ..Subject::default()
     }
 }

@@ -245,11 +245,11 @@ async fn decide(
 
 /// SPIRE's log fields of a call.
 fn span(row: &Row, caller: Option<&Caller>, request_id: &str) -> tracing::Span {
-    let (service, method) = row.method.trim_start_matches('/').split_once('/').unwrap_or((row.method, ""));
+    let (service, method) = audit::service_and_method(row.method);
     tracing::error_span!(
         "call",
         subsystem_name = "api",
-        service = service.strip_prefix("spire.api.server.").unwrap_or(service),
+        service,
         method,
         request_id,
         caller_addr = caller.and_then(Caller::address).map(tracing::field::display),

@@ -1,5 +1,6 @@
 //! `spire.api.server.svid.v1.SVID`: X.509-SVIDs for workloads, operators and nested servers.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use finial_daemon::clock::unix_seconds;
@@ -40,9 +41,15 @@ impl Svid for Svids {
     ) -> Result<Response<wire::MintX509svidResponse>, Status> {
         let call = Call::of(&request)?;
         let wire::MintX509svidRequest { csr, ttl } = request.into_inner();
+        let minted: OnceLock<(SpiffeId, String, String)> = OnceLock::new();
         let subject = || {
             let mut subject = Subject { csr: Some(convert::sha256_hex(&csr)), ..Subject::default() };
             subject.others.add("ttl", ttl);
+            if let Some((id, dns_names, expiration)) = minted.get() {
+                subject.spiffe_id = Some(id.to_string());
+                subject.dns_name = Some(dns_names.clone());
+                subject.others.add("expires_at", expiration);
+            }
             subject
         };
         let work = async {
@@ -69,12 +76,17 @@ impl Svid for Svids {
             let issued = self.issuer.minted_x509(&call.granted, &csr, mint).await;
             let issued =
                 issued.map_err(|e| Refusal::shown(Code::Internal, "failed to sign X509-SVID", &e))?;
+            let (dns_name, expiration) =
+                (csr.dns_names().join(","), at(unix_seconds(issued.svid.not_after())));
             tracing::debug!(
                 spiffe_id = %id,
+                dns_name,
                 serial_num = issued.svid.serial_decimal(),
-                expiration = at(unix_seconds(issued.svid.not_after())),
+                expiration,
                 "Signed X509 SVID"
             );
+            // Set here only.
+            let _ = minted.set((id, dns_name, expiration));
             Ok(wire::MintX509svidResponse { svid: Some(convert::svid(&issued.svid)) })
         };
         call.answer(subject, work).await
