@@ -18,6 +18,18 @@ pub struct Files {
     pub bundle: PathBuf,
 }
 
+impl Files {
+    /// The server's configuration for them.
+    pub fn stanza(&self) -> String {
+        let Files { cert, key, bundle } = self;
+        format!(
+            "UpstreamAuthority \"disk\" {{ plugin_data {{
+                cert_file_path = {cert:?}  key_file_path = {key:?}  bundle_file_path = {bundle:?}
+            }} }}"
+        )
+    }
+}
+
 /// What kind of intermediate to give.
 pub struct Intermediate {
     pub lifetime: Duration,
@@ -46,8 +58,9 @@ impl Enterprise {
     /// Writes the root, and a new intermediate with its key, into `folder`.
     pub fn give(&self, folder: &Path, intermediate: &Intermediate) -> Files {
         let key = KeyPair::generate().unwrap();
-        let params =
+        let mut params =
             authority("Enterprise Intermediate", self.now, intermediate.lifetime, intermediate.path_len);
+        params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.root).unwrap();
         let files = Files {
             cert: folder.join("upstream.pem"),

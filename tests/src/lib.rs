@@ -7,6 +7,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a broken fixture ends the test")]
 
 pub mod enterprise;
+pub mod network;
+pub mod person;
+pub mod raw;
 pub mod real;
 pub mod wire;
 pub mod world;

@@ -1,7 +1,7 @@
 //! The real programs as processes, and the foreign clients that talk to them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use finial_daemon::dial::{self, Dialer};
@@ -10,7 +10,7 @@ use finial_proto::spire::api::types;
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-use crate::world::{TRUST_DOMAIN, id};
+use crate::world::{TRUST_DOMAIN, Workload, id};
 
 /// How long a program may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -87,6 +87,36 @@ impl Programs {
         agent.wait().unwrap();
     }
 
+    /// Asks the server to stop, and returns how it ended.
+    pub async fn stop_server(&mut self) -> ExitStatus {
+        let server = self.server.take().expect("a server runs");
+        self.terminate(server, "server.log").await
+    }
+
+    /// Asks the agent to stop, and returns how it ended.
+    pub async fn stop_agent(&mut self) -> ExitStatus {
+        let agent = self.agent.take().expect("an agent runs");
+        self.terminate(agent, "agent.log").await
+    }
+
+    pub fn server_pid(&self) -> u32 {
+        self.server.as_ref().expect("a server runs").id()
+    }
+
+    pub fn agent_pid(&self) -> u32 {
+        self.agent.as_ref().expect("an agent runs").id()
+    }
+
+    /// The server's port on the loopback address.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A client of the Workload API that is this very process.
+    pub fn workload(&self) -> Workload {
+        Workload::over(dial::channel(Dialer::Unix(self.path("public/agent.sock")), None, "localhost"))
+    }
+
     /// A channel to the admin socket.
     pub fn admin(&self) -> Channel {
         dial::channel(Dialer::Unix(self.path("server.sock")), None, "localhost")
@@ -120,9 +150,12 @@ impl Programs {
         self.folder.path().join(name)
     }
 
-    /// Runs one of the two programs to its end.
-    pub fn run(&self, program: &str, args: &[&str]) -> Output {
-        Command::new(binary(program)).args(args).output().unwrap()
+    /// Runs one of the two programs to its end, which must come by itself.
+    pub async fn run(&self, program: &str, args: &[&str]) -> Output {
+        let mut command = tokio::process::Command::new(binary(program));
+        let ended = command.args(args).stdin(Stdio::null()).kill_on_drop(true).output();
+        let ended = tokio::time::timeout(PATIENCE, ended).await;
+        ended.unwrap_or_else(|_| panic!("{program} {args:?} does not end")).unwrap()
     }
 
     /// What the server needs to be started by a reference program on the same files.
@@ -158,7 +191,8 @@ plugins {{
         )
     }
 
-    fn agent_configuration(&self) -> String {
+    /// What the agent is started with, without a token.
+    pub fn agent_configuration(&self) -> String {
         let folder = self.folder.path().display();
         let port = self.port;
         std::fs::create_dir_all(self.path("agent")).unwrap();
@@ -181,7 +215,8 @@ plugins {{
         plugin_data {{ directory = "{folder}/agent" }}
     }}
     WorkloadAttestor "unix" {{
-        plugin_data {{ discover_workload_path = true }}
+        # No digests: the program that runs the tests is large.
+        plugin_data {{ discover_workload_path = true  workload_size_limit = -1 }}
     }}
 }}
 "#
@@ -199,6 +234,22 @@ plugins {{
             .unwrap_or_else(|error| {
                 panic!("{}: {error}; build it with cargo build --bins", binary(program).display())
             })
+    }
+
+    async fn terminate(&self, child: Child, log: &str) -> ExitStatus {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let ended = tokio::task::spawn_blocking(move || {
+            let mut child = child;
+            child.wait()
+        });
+        match tokio::time::timeout(PATIENCE, ended).await {
+            Ok(status) => status.unwrap().unwrap(),
+            Err(_) => {
+                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+                panic!("SIGTERM did not end the program:\n{}", self.log(log))
+            }
+        }
     }
 
     async fn healthy(&self, program: &str, socket: &str, child: &mut Child, log: &str) {
@@ -222,7 +273,8 @@ plugins {{
         }
     }
 
-    fn log(&self, name: &str) -> String {
+    /// What a program has logged, `server.log` or `agent.log`.
+    pub fn log(&self, name: &str) -> String {
         std::fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 }
@@ -251,8 +303,21 @@ pub fn peer(name: &str) -> Option<PathBuf> {
     if file.exists() {
         return Some(file);
     }
-    let what = format!("the foreign client {name} is not installed; run `tests/run.sh peers`");
+    missing(&format!("the foreign client {name}"));
+    None
+}
+
+/// Whether a command is there. As with [`peer`], a missing one fails under CI and is loudly skipped elsewhere.
+pub fn has_command(name: &str, probe: &str) -> bool {
+    let found = Command::new(name).arg(probe).output().is_ok_and(|output| output.status.success());
+    if !found {
+        missing(&format!("the command {name}"));
+    }
+    found
+}
+
+fn missing(what: &str) {
+    let what = format!("{what} is not installed; run `tests/run.sh peers`");
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{what}");
     eprintln!("\n!!! SKIPPED: {what}\n");
-    None
 }

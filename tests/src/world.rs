@@ -413,6 +413,16 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// A client over any connection.
+    pub fn over(channel: Channel) -> Workload {
+        Workload { channel }
+    }
+
+    /// For calls that the client does not make.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
     /// The raw client.
     pub fn client(&self) -> SpiffeWorkloadApiClient<Channel> {
         SpiffeWorkloadApiClient::new(self.channel.clone())
