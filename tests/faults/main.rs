@@ -4,5 +4,6 @@
 
 mod absence;
 mod disk;
+mod full;
 mod input;
 mod time;
