@@ -89,18 +89,21 @@ fuzz_smoke() {
       { missing "fuzzing" "cargo install cargo-fuzz failed"; return; }
   fi
   export PATH=$PATH:$target/tools/bin
-  # No sanitizer: the code is safe Rust, and without one all targets share one build.
-  local options=(--fuzz-dir tests/fuzz --sanitizer none --target-dir "$target/fuzz")
+  # No sanitizer, since the code is safe Rust, and many codegen units: the build takes most of the time here.
+  local options=(--fuzz-dir tests/fuzz --sanitizer none --codegen-units 16 --target-dir "$target/fuzz")
   cargo +nightly fuzz build "${options[@]}"
-  local one corpus dictionary
+  local one found dictionary programs
+  programs=$target/fuzz/$(rustc +nightly -vV | sed -n 's/^host: //p')/release
   for one in $(sed -n 's/^name = "\(.*\)"$/\1/p' tests/fuzz/Cargo.toml | tail -n +2); do
-    # What is found goes to the first folder, the seeds are only read.
-    corpus=$target/fuzz-corpus/$one
-    mkdir -p "$corpus"
+    # Inputs that reach something new go to the first folder; the seeds are only read.
+    found=$target/fuzz-found/$one
+    mkdir -p "$found/corpus"
     dictionary=tests/fuzz/dictionaries/$one.dict
     [ -f "$dictionary" ] || dictionary=tests/fuzz/dictionaries/wire.dict
-    cargo +nightly fuzz run "${options[@]}" "$one" "$corpus" "tests/fuzz/seeds/$one" -- \
-      -dict="$dictionary" -max_total_time="${FUZZ_SECONDS:-10}" -verbosity=0 -rss_limit_mb=4096
+    "$programs/$one" "$found/corpus" "tests/fuzz/seeds/$one" -artifact_prefix="$found/" -dict="$dictionary" \
+      -max_total_time="${FUZZ_SECONDS:-10}" -verbosity=0 -rss_limit_mb=4096 ||
+      { echo "FUZZ TARGET $one FAILED: the input is in $found; $programs/$one FILE runs it again" >&2; exit 1; }
+    echo "$one: nothing found"
   done
 }
 
