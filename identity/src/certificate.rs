@@ -260,11 +260,11 @@ pub(crate) fn malformed(text: &str) -> Malformed {
 }
 
 /// The elements that follow one another in `bytes`.
-pub(crate) fn elements(bytes: &[u8]) -> Result<Vec<Element<'_>>, Malformed> {
-    let mut found = Vec::new();
-    let mut reader = SliceReader::new(bytes).map_err(|e| malformed(&e.to_string()))?;
-    while !reader.is_finished() {
-        found.push(element(&mut reader)?);
+pub(crate) fn elements(mut bytes: &[u8]) -> Result<Vec<Element<'_>>, Malformed> {
+    // Most lists are shorter.
+    let mut found = Vec::with_capacity(8);
+    while !bytes.is_empty() {
+        found.push(element(&mut bytes)?);
     }
     Ok(found)
 }
@@ -284,8 +284,8 @@ pub(crate) fn fixed<'a, const N: usize>(
 }
 
 pub(crate) fn object_identifier(element: Element<'_>) -> Result<ObjectIdentifier, Malformed> {
-    element.is(OBJECT_IDENTIFIER, "object identifier")?;
-    ObjectIdentifier::from_der(element.raw).map_err(|e| malformed(&format!("object identifier: {e}")))
+    let value = element.is(OBJECT_IDENTIFIER, "object identifier")?;
+    ObjectIdentifier::from_bytes(value).map_err(|e| malformed(&format!("object identifier: {e}")))
 }
 
 /// The bytes of a BIT STRING that holds whole bytes.
@@ -310,16 +310,59 @@ pub(crate) fn split(der: &[u8]) -> Result<Vec<&[u8]>, Malformed> {
     elements(der)?.into_iter().map(|element| element.sequence("certificate")).collect()
 }
 
-fn fixed_value<'a, const N: usize>(bytes: &'a [u8], what: &str) -> Result<[Element<'a>; N], Malformed> {
-    let found = elements(bytes).map_err(|e| malformed(&format!("{what}: {e}")))?;
-    <[Element<'a>; N]>::try_from(found)
-        .map_err(|found| malformed(&format!("{what} has {} parts instead of {N}", found.len())))
+fn fixed_value<'a, const N: usize>(
+    mut bytes: &'a [u8],
+    what: &str,
+) -> Result<[Element<'a>; N], Malformed> {
+    let mut found = [Element { tag: 0, value: &[], raw: &[] }; N];
+    let mut count = 0;
+    while !bytes.is_empty() {
+        let element = element(&mut bytes).map_err(|e| malformed(&format!("{what}: {e}")))?;
+        if let Some(place) = found.get_mut(count) {
+            *place = element;
+        }
+        count += 1;
+    }
+    if count == N { Ok(found) } else { Err(malformed(&format!("{what} has {count} parts instead of {N}"))) }
 }
 
-fn element<'a>(reader: &mut SliceReader<'a>) -> Result<Element<'a>, Malformed> {
-    let raw = reader.tlv_bytes().map_err(|e| malformed(&e.to_string()))?;
-    let any = der::asn1::AnyRef::from_der(raw).map_err(|e| malformed(&e.to_string()))?;
-    Ok(Element { tag: raw[0], value: any.value(), raw })
+/// Takes the first element off `bytes`, which are not empty.
+fn element<'a>(bytes: &mut &'a [u8]) -> Result<Element<'a>, Malformed> {
+    let (header, end) = match plain_header(bytes) {
+        Some(bounds) => bounds,
+        None => header(bytes).map_err(|e| malformed(&e.to_string()))?,
+    };
+    let (raw, rest) = bytes.split_at(end);
+    *bytes = rest;
+    Ok(Element { tag: raw[0], value: &raw[header..], raw })
+}
+
+/// Where the value of an element begins and ends, for the tags and lengths that certificates are made of: signing reads
+/// some sixty elements for each certificate, and this takes a tenth of the time that the general reader takes. `None`
+/// asks the general reader, which also has the words for what is wrong.
+fn plain_header(bytes: &[u8]) -> Option<(usize, usize)> {
+    let known = |tag: u8| match tag {
+        BOOLEAN | INTEGER | BIT_STRING | OCTET_STRING | OBJECT_IDENTIFIER | SEQUENCE | SET => true,
+        // NULL, UTF8String, PrintableString, IA5String, UTCTime, GeneralizedTime.
+        0x05 | 0x0c | 0x13 | 0x16 | 0x17 | 0x18 => true,
+        // Context-specific, with a number that fits into the tag.
+        0x80..=0x9e | 0xa0..=0xbe => true,
+        _ => false,
+    };
+    let (header, length) = match *bytes {
+        [tag, length @ ..=0x7f, ..] if known(tag) => (2, usize::from(length)),
+        [tag, 0x81, length @ 0x80..=0xff, ..] if known(tag) => (3, usize::from(length)),
+        [tag, 0x82, high @ 1..=0xff, low, ..] if known(tag) => (4, usize::from(high) << 8 | usize::from(low)),
+        _ => return None,
+    };
+    let end = header + length;
+    (end <= bytes.len()).then_some((header, end))
+}
+
+fn header(bytes: &[u8]) -> der::Result<(usize, usize)> {
+    let raw = SliceReader::new(bytes)?.tlv_bytes()?;
+    let value = der::asn1::AnyRef::from_der(raw)?.value();
+    Ok((raw.len() - value.len(), raw.len()))
 }
 
 fn time(element: Element<'_>) -> Result<SystemTime, Malformed> {
@@ -331,5 +374,40 @@ fn ia5(bytes: &[u8], what: &str) -> Result<String, Malformed> {
     match std::str::from_utf8(bytes) {
         Ok(text) if text.is_ascii() => Ok(text.to_owned()),
         _ => Err(malformed(&format!("{what} is not ASCII"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The quick way reads nothing that the general reader refuses, or otherwise than that does.
+    #[test]
+    fn plain_headers_are_read_as_the_general_reader_reads_them() {
+        let mut plain = 0;
+        for tag in 0..=0xff_u8 {
+            for first in 0..=0xff_u8 {
+                for second in [0, 1, 0x7f, 0x80, 0xff] {
+                    for length in [0, 1, 126, 127, 128, 255, 256, 257, 0xff01] {
+                        let mut bytes = vec![tag, first, second, 1];
+                        bytes.resize(bytes.len() + length, 0);
+                        let Some(bounds) = plain_header(&bytes) else { continue };
+                        assert_eq!(header(&bytes), Ok(bounds), "{:?}, {} bytes", &bytes[..4], bytes.len());
+                        plain += 1;
+                    }
+                }
+            }
+        }
+        assert!(plain > 100_000, "{plain}");
+    }
+
+    #[test]
+    fn lists_of_elements_are_split() {
+        let bytes = [&[INTEGER, 1, 5, 0x30, 0x81, 0x80][..], &[0; 0x80], &[0x30, 0x82, 1, 0], &[1; 256]].concat();
+        let found = elements(&bytes).unwrap();
+        let shapes: Vec<_> = found.iter().map(|e| (e.tag, e.value.len(), e.raw.len())).collect();
+        assert_eq!(shapes, [(INTEGER, 1, 3), (SEQUENCE, 128, 131), (SEQUENCE, 256, 260)]);
+        assert!(elements(&bytes[..bytes.len() - 1]).is_err(), "cut short");
+        assert!(elements(&[INTEGER, 0x81, 1, 5]).is_err(), "a length that is not the shortest");
     }
 }

@@ -4,6 +4,7 @@
 //! removed or put in later breaks the chain from there on. The end of the chain and, after pruning, the place where it
 //! starts are in `finial_meta`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -165,7 +166,7 @@ pub struct Batching {
 
 impl Default for Batching {
     fn default() -> Batching {
-        Batching { rows: 512, wait: Duration::from_millis(50) }
+        Batching { rows: 2048, wait: Duration::from_millis(50) }
     }
 }
 
@@ -270,13 +271,19 @@ async fn write_batches(store: Store, batching: Batching, mut from_log: mpsc::Unb
         let written = match batch.is_empty() {
             true => Ok(()),
             false => {
-                let rows = batch.clone();
-                store.write(move |sql| append(sql, &rows)).await
+                let rows = Arc::new(std::mem::take(&mut batch));
+                let written = {
+                    let rows = Arc::clone(&rows);
+                    store.write(move |sql| append(sql, &rows)).await
+                };
+                if written.is_err() {
+                    batch = Arc::try_unwrap(rows).unwrap_or_else(|rows| rows.to_vec());
+                }
+                written
             }
         };
         match &written {
             Ok(()) => {
-                batch.clear();
                 failing = false;
                 pause = batching.wait;
             }

@@ -24,6 +24,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// As SPIRE sets it: a crash of the program loses nothing, a loss of power may lose the last transactions.
 const SYNCHRONOUS: &str = "NORMAL";
 const READERS: usize = 8;
+/// Pages that gather in the write-ahead log before they are copied back, 16 MiB: signing writes a row each.
+const WAL_PAGES: u32 = 4000;
 const STATEMENTS: usize = 256;
 
 /// What [`Store::open`](super::Store::open) needs.
@@ -290,7 +292,7 @@ impl Target {
             tracing::warn!(journal_mode = mode, "The file system of the database does not allow WAL mode");
         }
         connection.execute_batch(&format!(
-            "PRAGMA foreign_keys = ON; PRAGMA synchronous = {};",
+            "PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = {WAL_PAGES}; PRAGMA synchronous = {};",
             self.synchronous
         ))?;
         Ok(connection)
