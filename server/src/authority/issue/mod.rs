@@ -15,6 +15,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair
 use finial_daemon::clock::{Clock, unix_seconds};
 use finial_daemon::keys::{Key, KeyError};
 use finial_identity::csr::VerifiedCsr;
+use finial_identity::peer::PeerError;
 use finial_identity::spiffe_id::SpiffeId;
 use finial_identity::trust_domain::TrustDomain;
 use finial_identity::x509_svid::{AuthorityCertificate, X509Svid};
@@ -52,6 +53,8 @@ pub enum IssueError {
     Random,
     #[error("what was signed is not what was meant, and was thrown away: {0}; report this as a defect")]
     ReadBack(#[from] ReadBackFault),
+    #[error("peers would refuse what this CA signs: {0}; check the chain that the upstream authority gave")]
+    Refused(#[from] PeerError),
     #[error("the key and the CA certificate do not belong together")]
     KeyMismatch,
     #[error("the caller was let into {0}, which does not issue this")]

@@ -34,8 +34,6 @@ pub enum ReadBackFault {
     Field(&'static str),
     #[error("the signature does not verify with the key of its signer")]
     Signature,
-    #[error("a first SVID under it is not accepted: {0}")]
-    Proof(#[from] PeerError),
 }
 
 /// A leaf and the certificates above it.
@@ -85,8 +83,8 @@ pub(super) fn prove(
     svid: &X509Svid,
     roots: &[impl AsRef<[u8]>],
     now: SystemTime,
-) -> Result<(), ReadBackFault> {
-    Ok(peer::verify_svid(svid, roots, now)?)
+) -> Result<(), PeerError> {
+    peer::verify_svid(svid, roots, now)
 }
 
 fn fields(der: &[u8], intent: &Intent) -> Result<(), ReadBackFault> {
