@@ -18,7 +18,7 @@ use finial_daemon::{
     listen::{Conn, Connections, Origin, peer::LocalPeer},
 };
 use futures::{Stream, StreamExt as _, future::ready};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Resource, getrlimit, pidfd_open};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -26,7 +26,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
-use super::{MAX_ATTESTATIONS_PER_USER, MAX_CONNECTIONS_PER_USER, OPENING_LIMIT, caller::Caller};
+use super::{
+    FILES_PER_CONNECTION, MAX_ATTESTATIONS_PER_USER, MAX_CONNECTIONS_PER_USER, OPENING_LIMIT, caller::Caller,
+};
 
 /// The length of the fixed text with which an HTTP/2 client opens (RFC 9113 §3.4).
 const PREFACE_LENGTH: usize = 24;
@@ -53,8 +55,8 @@ pub(super) struct Seat {
 }
 
 /// Who has how many connections open.
-#[derive(Default)]
 struct Users {
+    limit: usize,
     seats: Mutex<HashMap<Option<u32>, Seats>>,
 }
 
@@ -69,7 +71,7 @@ pub(super) fn watch(
     cut_off: CancellationToken,
     clock: Clock,
 ) -> impl Stream<Item = io::Result<Watched>> {
-    let users = Arc::new(Users::default());
+    let users = Arc::new(Users::new(seats_per_user(getrlimit(Resource::Nofile).current)));
     connections.filter_map(move |accepted| {
         let watched = match accepted {
             Ok(conn) => users.seat(&conn.info().origin).map(|seat| {
@@ -80,6 +82,12 @@ pub(super) fn watch(
         };
         ready(watched)
     })
+}
+
+/// No user may take more than a quarter of the file descriptors; `files` is the limit on them, if there is one.
+fn seats_per_user(files: Option<u64>) -> usize {
+    let fair = files.map(|files| usize::try_from(files).unwrap_or(usize::MAX) / 4 / FILES_PER_CONNECTION);
+    fair.map_or(MAX_CONNECTIONS_PER_USER, |fair| fair.clamp(1, MAX_CONNECTIONS_PER_USER))
 }
 
 impl Watched {
@@ -186,6 +194,10 @@ impl Drop for Seat {
 }
 
 impl Users {
+    fn new(limit: usize) -> Users {
+        Users { limit, seats: Mutex::default() }
+    }
+
     /// A seat for a connection, if its user has not too many.
     fn seat(self: &Arc<Self>, origin: &Origin) -> Option<Seat> {
         let uid = match origin {
@@ -197,10 +209,10 @@ impl Users {
             taken: 0,
             turns: Arc::new(Semaphore::new(MAX_ATTESTATIONS_PER_USER)),
         });
-        if of_user.taken >= MAX_CONNECTIONS_PER_USER {
+        if of_user.taken >= self.limit {
             tracing::warn!(
                 uid,
-                limit = MAX_CONNECTIONS_PER_USER,
+                limit = self.limit,
                 "Connection refused: this user has too many open; look for a client that does not close its own"
             );
             return None;
@@ -267,9 +279,9 @@ mod tests {
 
     #[test]
     fn a_user_has_so_many_seats_and_gets_them_back() {
-        let users = Arc::new(Users::default());
+        let users = Arc::new(Users::new(100));
         let me = Origin::Local(Arc::new(LocalPeer::of_process(std::process::id()).unwrap()));
-        let mut seats: Vec<Seat> = (0..MAX_CONNECTIONS_PER_USER).map(|_| users.seat(&me).unwrap()).collect();
+        let mut seats: Vec<Seat> = (0..100).map(|_| users.seat(&me).unwrap()).collect();
         assert!(users.seat(&me).is_none());
         assert!(users.seat(&Origin::Memory).is_some(), "others are not concerned");
         seats.pop();
@@ -277,5 +289,12 @@ mod tests {
         assert!(users.seat(&me).is_none());
         drop(seats);
         assert!(users.seats.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_user_cannot_take_all_file_descriptors() {
+        for (files, seats) in [(None, 2048), (Some(1 << 20), 2048), (Some(4096), 256), (Some(7), 1)] {
+            assert_eq!(seats_per_user(files), seats, "{files:?}");
+        }
     }
 }

@@ -37,8 +37,12 @@ pub const MAX_STREAMS_PER_CONNECTION: u32 = 256;
 /// until the rest comes, for anybody who may connect.
 pub const MAX_REQUEST: usize = 64 * 1024;
 
-/// How many connections the processes of one user may have open; each costs this agent three file descriptors.
+/// How many connections the processes of one user may have open; each costs this agent [`FILES_PER_CONNECTION`] file
+/// descriptors. Fewer where the limit on open files is low: see [`connection::seats_per_user`].
 pub const MAX_CONNECTIONS_PER_USER: usize = 2048;
+
+/// The socket, /proc/PID, and the pidfd for reading and for waiting.
+const FILES_PER_CONNECTION: usize = 4;
 
 /// How many calls of one user are attested at a time. Others wait; those of other users do not.
 pub const MAX_ATTESTATIONS_PER_USER: usize = 16;
