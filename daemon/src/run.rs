@@ -27,8 +27,8 @@ pub fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     match raised {
-        Ok(()) => tracing::debug!(from = ?limit.current, to = ?limit.maximum, "Limit on open files raised"),
-        Err(error) => tracing::warn!(limit = ?limit.current, %error, "Cannot raise the limit on open files"),
+        Ok(()) => tracing::debug!(from = limit.current, to = limit.maximum, "Limit on open files raised"),
+        Err(error) => tracing::warn!(limit = limit.current, %error, "Cannot raise the limit on open files"),
     }
 }
 

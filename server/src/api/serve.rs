@@ -41,7 +41,7 @@ const WINDOW: u32 = 1024 * 1024;
 const STREAMS: u32 = 200;
 /// The same for clients without an identity.
 const STRANGERS_WINDOW: u32 = 64 * 1024;
-const STRANGERS_STREAMS: u32 = 16;
+const STRANGERS_STREAMS: u32 = 8;
 /// Connections of clients without an identity; a further one ends the oldest.
 const STRANGERS: usize = 2048;
 

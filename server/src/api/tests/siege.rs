@@ -449,3 +449,65 @@ async fn numbers_at_their_ends_break_nothing() {
     let token = server.agents().create_join_token(token).await.unwrap().into_inner();
     assert_eq!(token.expires_at, server.clock.unix() + i64::from(i32::MAX));
 }
+
+/// Keeps everything that is logged, at all levels.
+#[derive(Clone, Default)]
+struct Everything(Arc<std::sync::Mutex<String>>);
+
+impl tracing::field::Visit for Everything {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.0.lock().unwrap().push_str(&format!("{field}={value:?}\n"));
+    }
+}
+
+impl tracing::Subscriber for Everything {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        span.record(&mut self.clone());
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, values: &tracing::span::Record<'_>) {
+        values.record(&mut self.clone());
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut self.clone());
+    }
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// Whoever reads the log must not be able to join: a token is in it at most as part of the ID of the agent that used it.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_can_be_used_is_not_in_the_log() {
+    let log = Everything::default();
+    let _logging = tracing::subscriber::set_default(log.clone());
+    let server = Server::configured("audit_log_enabled = true").await;
+    let create = |token: &str, path| wire::CreateJoinTokenRequest {
+        ttl: 600,
+        token: token.into(),
+        agent_id: id(path),
+    };
+    let made = server.agents().create_join_token(create("", "/node")).await.unwrap().into_inner().value;
+    server.agents().create_join_token(create("chosen-by-hand", "/node")).await.unwrap();
+    server.agents().create_join_token(create("chosen-by-hand", "/node")).await.unwrap_err();
+    server.agents().create_join_token(create("chosen-by-hand", "/spire/x")).await.unwrap_err();
+    let incomplete = wire::attest_agent_request::Params {
+        data: Some(types::AttestationData { r#type: "join_token".into(), payload: made.clone().into() }),
+        params: None,
+    };
+    server.attest_with(Some(incomplete)).await.unwrap_err();
+    let told = log.0.lock().unwrap().clone();
+    assert!(told.contains("CreateJoinToken") && told.contains("malformed param"), "nothing was logged");
+    for token in [made.as_str(), "chosen-by-hand"] {
+        let lines: Vec<_> = told.lines().filter(|line| line.contains(token)).collect();
+        assert_eq!(lines, Vec::<&str>::new());
+    }
+    server.attest(&made, csr_for(&[])).await.unwrap();
+}
