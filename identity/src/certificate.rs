@@ -310,10 +310,7 @@ pub(crate) fn split(der: &[u8]) -> Result<Vec<&[u8]>, Malformed> {
     elements(der)?.into_iter().map(|element| element.sequence("certificate")).collect()
 }
 
-fn fixed_value<'a, const N: usize>(
-    mut bytes: &'a [u8],
-    what: &str,
-) -> Result<[Element<'a>; N], Malformed> {
+fn fixed_value<'a, const N: usize>(mut bytes: &'a [u8], what: &str) -> Result<[Element<'a>; N], Malformed> {
     let mut found = [Element { tag: 0, value: &[], raw: &[] }; N];
     let mut count = 0;
     while !bytes.is_empty() {
@@ -403,7 +400,8 @@ mod tests {
 
     #[test]
     fn lists_of_elements_are_split() {
-        let bytes = [&[INTEGER, 1, 5, 0x30, 0x81, 0x80][..], &[0; 0x80], &[0x30, 0x82, 1, 0], &[1; 256]].concat();
+        let bytes =
+            [&[INTEGER, 1, 5, 0x30, 0x81, 0x80][..], &[0; 0x80], &[0x30, 0x82, 1, 0], &[1; 256]].concat();
         let found = elements(&bytes).unwrap();
         let shapes: Vec<_> = found.iter().map(|e| (e.tag, e.value.len(), e.raw.len())).collect();
         assert_eq!(shapes, [(INTEGER, 1, 3), (SEQUENCE, 128, 131), (SEQUENCE, 256, 260)]);

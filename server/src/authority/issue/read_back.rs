@@ -79,11 +79,7 @@ pub(super) fn authority(
 }
 
 /// The first leaf of a CA, verified up to `roots` as a peer verifies it.
-pub(super) fn prove(
-    svid: &X509Svid,
-    roots: &[impl AsRef<[u8]>],
-    now: SystemTime,
-) -> Result<(), PeerError> {
+pub(super) fn prove(svid: &X509Svid, roots: &[impl AsRef<[u8]>], now: SystemTime) -> Result<(), PeerError> {
     peer::verify_svid(svid, roots, now)
 }
 
