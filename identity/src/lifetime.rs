@@ -19,9 +19,11 @@ const TARGET_GRACE: Duration = Duration::from_secs(12 * 3600);
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const PREPARE_CAP: Duration = DAY.saturating_mul(30);
-const ACTIVATE_CAP: Duration = DAY.saturating_mul(7);
+/// No authority is kept back for longer than this before its end, whatever its lifetime.
+pub const ACTIVATE_CAP: Duration = DAY.saturating_mul(7);
 const PREPARE_DIVISOR: u32 = 2;
-const ACTIVATE_DIVISOR: u32 = 6;
+/// The part of its life that an authority has left when its successor takes over: one in this many.
+pub const ACTIVATE_DIVISOR: u32 = 6;
 
 /// When an SVID or a token is due for renewal: when half its life is left, moved by `jitter` times that half
 /// (-0.1 to 0.1, clamped; above zero is earlier), so that a fleet does not renew at once.

@@ -27,18 +27,18 @@ const PROGRAM: &str = "finial-server";
 /// Why the program ended with an error. Each says what to do.
 #[derive(Debug, thiserror::Error)]
 enum ProgramError {
-    #[error("cannot start the runtime: {0}")]
+    #[error("cannot start the runtime: {0}; look for limits on threads and open files")]
     Runtime(io::Error),
     #[error("{0}")]
     Telemetry(#[from] TelemetryError),
     #[error(transparent)]
     DataDir(#[from] DataDirError),
-    #[error("could not resolve bind address \"{address}:{port}\": {source}")]
+    #[error("could not resolve bind address \"{address}:{port}\": {source}; check bind_address")]
     Resolve { address: String, port: u16, source: io::Error },
     /// The listeners' errors name the address and the next step.
     #[error("{0}")]
     Listen(io::Error),
-    #[error("cannot wait for signals: {0}")]
+    #[error("cannot wait for signals: {0}; look for limits on open files")]
     Signals(io::Error),
     #[error("{0}")]
     Build(#[from] BuildError),

@@ -50,7 +50,6 @@ pub fn load(stanza: &PluginStanza) -> Result<Choice, PluginRefused> {
     let section = Section::named(&data, &stanza.data_name());
     match name.as_str() {
         "memory" => {
-            section.allow_unknown();
             section.finish()?;
             Ok(Choice::Memory)
         }
@@ -72,5 +71,25 @@ impl Choice {
                 Ok(Arc::new(disk::DiskKeys::open(directory.join("keys.json")).await?))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use finial_daemon::settings::{parse, plugin_stanzas};
+
+    use super::*;
+
+    fn refusal(plugins: &str) -> String {
+        let file = parse(&format!("plugins {{ {plugins} }}"), "agent.conf").unwrap();
+        load(&plugin_stanzas(&file).unwrap()[0]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn settings_that_would_do_nothing_are_refused() {
+        let text = refusal(r#"KeyManager "memory" { plugin_data { directory = "/var/lib/finial" } }"#);
+        assert!(text.contains("agent.conf:1") && text.contains("directory"), "{text}");
+        assert!(refusal(r#"KeyManager "tpm" { plugin_data {} }"#).contains("built in: disk, memory"));
+        assert!(refusal(r#"KeyManager "disk" { plugin_cmd = "x" plugin_data {} }"#).contains("plugin_cmd"));
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use finial_daemon::argv::text::code_name;
 use finial_daemon::clock::Clock;
 use finial_daemon::listen::ConnInfo;
 use finial_identity::spiffe_id::SpiffeId;
@@ -289,7 +290,7 @@ fn name_oversized(mut response: Response<Body>) -> Response<Body> {
 }
 
 fn failed(code: Code, message: &str) -> Outcome<'_> {
-    Outcome::Error { code: status::name(code), message }
+    Outcome::Error { code: code_name(code), message }
 }
 
 #[cfg(test)]

@@ -6,33 +6,29 @@
 use std::time::Duration;
 
 use finial_daemon::settings::GoDuration;
-
-/// No CA is kept back for longer than this, whatever its lifetime.
-const CAP: Duration = Duration::from_secs(7 * 24 * 3600);
-/// The part of its life that a CA has left when the next one takes over.
-const DIVISOR: u32 = 6;
+use finial_identity::lifetime::{self, ACTIVATE_CAP, ACTIVATE_DIVISOR};
 
 /// The warning for one key, or `None` when every SVID gets its full lifetime.
 pub(super) fn warning(key: &str, ttl: Duration, ca_ttl: Duration) -> Option<String> {
-    let guaranteed = (ca_ttl / DIVISOR).min(CAP);
+    let guaranteed = lifetime::longest_svid_ttl(ca_ttl);
     if ttl <= guaranteed {
         return None;
     }
-    let text = if ttl < CAP {
+    let text = if ttl < ACTIVATE_CAP {
         format!(
             "{key} is too high for the configured ca_ttl value. SVIDs with shorter lifetimes may be issued. Please set \
              {key} to {} or less, or the ca_ttl to {} or more, to guarantee the full {key} lifetime when CA rotations \
              are scheduled.",
             show(guaranteed),
-            show(ttl * DIVISOR),
+            show(ttl * ACTIVATE_DIVISOR),
         )
-    } else if ca_ttl < CAP * DIVISOR {
+    } else if ca_ttl < ACTIVATE_CAP * ACTIVATE_DIVISOR {
         format!(
             "{key} is too high and the ca_ttl is too low. SVIDs with shorter lifetimes may be issued. Please set {key} \
              to {} or less, and the ca_ttl to {} or more, to guarantee the full {key} lifetime when CA rotations are \
              scheduled.",
-            show(CAP),
-            show(CAP * DIVISOR),
+            show(ACTIVATE_CAP),
+            show(ACTIVATE_CAP * ACTIVATE_DIVISOR),
         )
     } else {
         format!(

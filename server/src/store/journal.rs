@@ -1,6 +1,7 @@
 //! Journals of the servers' authorities: table `ca_journals`, one row for each server that shares the database.
 //!
-//! The blob is the business of `authority/journal`; here it is bytes.
+//! What the blob says is the business of `authority/journal`, which writes fields it does not know back as they came;
+//! here only the ends of life are read, to prune rows.
 
 use finial_proto::journal;
 use prost::Message;

@@ -36,8 +36,6 @@ impl NodeAttestor for JoinToken {
 }
 
 pub(super) fn configure(section: Section, given: &Given) -> Result<Arc<dyn NodeAttestor>, SettingsError> {
-    // SPIRE reads no settings here and minds none.
-    section.allow_unknown();
     section.finish()?;
     Ok(Arc::new(JoinToken::new(given.join_token.clone())))
 }
