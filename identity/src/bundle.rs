@@ -210,11 +210,6 @@ impl Bundle {
         self.jwt_authorities.iter().find(|key| key.key_id == key_id)
     }
 
-    /// The X.509 authorities, DER, one behind the other without separators, as in the Workload API.
-    pub fn concatenated_x509(&self) -> Vec<u8> {
-        self.x509_authorities.iter().flat_map(|authority| &authority.der).copied().collect()
-    }
-
     /// How long a consumer may go on with this bundle before it fetches again: the refresh hint, or a tenth of the
     /// shortest life of an X.509 authority if there is none, and at least a minute.
     pub fn refresh_interval(&self) -> Duration {

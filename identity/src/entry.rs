@@ -81,16 +81,6 @@ pub enum DnsNameError {
     WildcardOverlap(String),
 }
 
-impl Entry {
-    /// Whether the other entry gives the same identity to the same workloads of the same parent. Two such entries
-    /// must not be made.
-    pub fn is_similar_to(&self, other: &Entry) -> bool {
-        self.spiffe_id == other.spiffe_id
-            && self.parent_id == other.parent_id
-            && self.selectors == other.selectors
-    }
-}
-
 /// Checks a DNS name: ASCII, the IDNA rules for looking names up, no trailing dot, one leading `*.` at most.
 /// Upper case is refused, for it is not the form that IDNA gives.
 pub fn dns_name(name: &str) -> Result<(), DnsNameError> {

@@ -57,26 +57,6 @@ pub fn target_fits(lifetime: Duration, target: Duration) -> bool {
     !target.is_zero() && lifetime.saturating_sub(target) > TARGET_GRACE
 }
 
-/// Whether an X509-SVID has expired. Its last instant still counts as valid (RFC 5280 §4.1.2.5).
-pub fn x509_is_expired(not_after: SystemTime, now: SystemTime) -> bool {
-    now > not_after
-}
-
-/// Whether a token has expired. The instant of `exp` counts as expired (RFC 7519 §4.1.4).
-pub fn token_is_expired(expires_at: SystemTime, now: SystemTime) -> bool {
-    now >= expires_at
-}
-
-/// The validity of a new SVID: backdated by [`BACKDATE`], and never longer than its authority's.
-pub fn svid_validity(
-    now: SystemTime,
-    ttl: Duration,
-    authority_not_after: SystemTime,
-) -> (SystemTime, SystemTime) {
-    let not_after = now.checked_add(ttl).map_or(authority_not_after, |end| end.min(authority_not_after));
-    (before(now, BACKDATE, now), not_after)
-}
-
 /// After this instant the successor of an authority is prepared: when half its life is left, but at most 30 days.
 pub fn prepare_at(issued_at: SystemTime, not_after: SystemTime) -> SystemTime {
     before(not_after, (lifetime(issued_at, not_after) / PREPARE_DIVISOR).min(PREPARE_CAP), issued_at)
@@ -90,11 +70,6 @@ pub fn activate_at(issued_at: SystemTime, not_after: SystemTime) -> SystemTime {
 /// The longest SVID lifetime that an authority of this lifetime never cuts short.
 pub fn longest_svid_ttl(authority_ttl: Duration) -> Duration {
     (authority_ttl / ACTIVATE_DIVISOR).min(ACTIVATE_CAP)
-}
-
-/// The shortest authority lifetime that never cuts SVIDs of this lifetime short, or nothing if there is none.
-pub fn shortest_authority_ttl(svid_ttl: Duration) -> Option<Duration> {
-    (svid_ttl <= ACTIVATE_CAP).then(|| svid_ttl.saturating_mul(ACTIVATE_DIVISOR))
 }
 
 fn lifetime(from: SystemTime, to: SystemTime) -> Duration {
@@ -150,22 +125,5 @@ mod tests {
         assert_eq!(activate_at(from(), end(DAY * 42)), from() + DAY * 35);
         assert_eq!(longest_svid_ttl(DAY), HOUR * 4);
         assert_eq!(longest_svid_ttl(DAY * 365), DAY * 7);
-        assert_eq!(shortest_authority_ttl(HOUR * 4), Some(DAY));
-        assert_eq!(shortest_authority_ttl(DAY * 8), None);
-    }
-
-    #[test]
-    fn an_svid_never_outlives_its_authority() {
-        let (not_before, not_after) = svid_validity(from(), HOUR, from() + DAY);
-        assert_eq!((not_before, not_after), (from() - BACKDATE, from() + HOUR));
-        assert_eq!(svid_validity(from(), DAY * 2, from() + DAY).1, from() + DAY);
-        assert_eq!(svid_validity(from(), Duration::MAX, from() + DAY).1, from() + DAY);
-    }
-
-    #[test]
-    fn the_last_instant_counts_for_certificates_and_not_for_tokens() {
-        let nanosecond = Duration::from_nanos(1);
-        assert!(!x509_is_expired(from(), from()) && x509_is_expired(from(), from() + nanosecond));
-        assert!(token_is_expired(from(), from()) && !token_is_expired(from(), from() - nanosecond));
     }
 }
