@@ -7,6 +7,7 @@ pub mod data_dir;
 pub mod dial;
 pub mod keys;
 pub mod listen;
+pub mod memory;
 pub mod private_file;
 pub mod ready;
 pub mod run;

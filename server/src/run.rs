@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use finial_daemon::clock::Clock;
 use finial_daemon::data_dir::{DataDir, DataDirError, restrict_umask};
 use finial_daemon::listen::{self, SocketMode};
+use finial_daemon::memory::share_heaps;
 use finial_daemon::run::{raise_open_files, signals};
 use finial_daemon::settings::SettingsError;
 use finial_daemon::telemetry::{self, LogHandle, TelemetryError};
@@ -75,6 +76,7 @@ pub fn run(flags: &Flags) -> ExitCode {
         }
     };
     restrict_umask();
+    share_heaps();
     raise_open_files();
     let served = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -11,6 +11,7 @@ use finial_daemon::data_dir::{DataDir, DataDirError, restrict_umask};
 use finial_daemon::dial::Dialer;
 use finial_daemon::keys::KeyError;
 use finial_daemon::listen::{self, SocketMode};
+use finial_daemon::memory::share_heaps;
 use finial_daemon::run::{raise_open_files, signals};
 use finial_daemon::settings::{SettingsError, load};
 use finial_daemon::telemetry::{self, LogHandle, TelemetryError};
@@ -175,6 +176,7 @@ pub fn run(flags: &Flags) -> ExitCode {
         }
     };
     restrict_umask();
+    share_heaps();
     raise_open_files();
     let served = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
