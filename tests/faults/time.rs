@@ -2,7 +2,8 @@
 
 use finial_tests::world::{World, my_uid};
 
-/// A suspended machine wakes up when its SVID has run out: nothing expired is served, a new one comes at once.
+/// A suspended machine wakes up when its SVIDs, the agent's own and the workload's, are long due: a new one comes at
+/// once, and before the old one ends.
 #[tokio::test(start_paused = true)]
 async fn after_a_jump_ahead_the_next_svid_comes_at_once() {
     let world = World::new().await;
@@ -12,7 +13,7 @@ async fn after_a_jump_ahead_the_next_svid_comes_at_once() {
     let first = updates.next(&world.clock).await;
     let serial = first.svid("web").serial_decimal();
 
-    // The agent's own SVID has run out too with 50 minutes gone only if it was not renewed at half of its life.
+    // Of an hour: well past the half at which it is due, and short of the end.
     world.clock.jump(50 * 60);
     let started = world.clock.unix();
     loop {
@@ -25,8 +26,7 @@ async fn after_a_jump_ahead_the_next_svid_comes_at_once() {
     assert!(world.clock.unix() - started < 60, "it took {} s", world.clock.unix() - started);
 }
 
-/// A clock that was ahead is set back: SVIDs from the future are renewed as soon as others are trusted, and nothing
-/// that is signed starts in the future of the server that signs.
+/// A clock that is set back a little, within what SVIDs are backdated by, does not hold up the renewals after it.
 #[tokio::test(start_paused = true)]
 async fn a_jump_back_does_not_stop_renewal() {
     let world = World::new().await;

@@ -40,11 +40,6 @@ impl PluginStanza {
         }
     }
 
-    /// Starts reading [`PluginStanza::data`], with a name for errors.
-    pub fn section(&self) -> Section {
-        Section::named(&self.data, &self.data_name())
-    }
-
     /// What errors call the plugin's configuration.
     pub fn data_name(&self) -> String {
         format!("plugin_data of {} {:?}", self.kind, self.name)

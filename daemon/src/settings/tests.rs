@@ -325,7 +325,7 @@ fn plugin_stanzas_in_every_notation() {
             .map(|stanza| (stanza.kind.as_str(), stanza.name.as_str(), stanza.enabled))
             .collect();
         assert_eq!(names, [("KeyManager", "disk", true), ("NodeAttestor", "join_token", true)], "{text}");
-        let data = stanzas[0].section();
+        let data = Section::named(&stanzas[0].data, &stanzas[0].data_name());
         assert_eq!(data.string("keys_path").as_deref(), Some("k"));
         data.finish().unwrap();
         assert!(stanzas[1].data.items.is_empty());
@@ -369,7 +369,7 @@ fn plugin_stanzas_are_read_strictly() {
     let stanza = plugin_stanzas(&ok("plugins { KeyManager \"disk\" { plugin_data { key_path = 1 } } }"))
         .unwrap()
         .remove(0);
-    let data = stanza.section();
+    let data = Section::named(&stanza.data, &stanza.data_name());
     data.string("keys_path");
     assert_eq!(
         data.finish().unwrap_err().to_string(),
