@@ -102,7 +102,9 @@ impl Authority {
         })
         .await?;
         driver.start().await?;
-        let issuer = Issuer::new(profiles, clock.clone(), driver.active(), issued);
+        // No key for JWT-SVIDs is made yet.
+        let (_, jwt) = watch::channel(None);
+        let issuer = Issuer::new(profiles, clock.clone(), driver.active(), jwt, issued);
         let renewal = Renewal::start(issuer.clone(), clock.clone(), key_type, changes).await?;
         Ok(Authority {
             issuer,

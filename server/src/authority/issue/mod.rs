@@ -5,6 +5,7 @@
 //! ([`VerifiedCsr`]). What was signed is read back before anyone gets it; see [`read_back`].
 
 mod file_key;
+mod jwt;
 mod read_back;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use tokio::sync::watch;
 use x509_cert::der::Encode;
 
 pub use file_key::{FileKey, FileKeyFault};
+pub use jwt::ActiveJwtKey;
 pub use read_back::ReadBackFault;
 
 use super::der::{self, tlv};
@@ -218,6 +220,7 @@ pub struct Issuer {
     profiles: Arc<Profiles>,
     clock: Clock,
     active: watch::Receiver<Option<Arc<ActiveCa>>>,
+    jwt: watch::Receiver<Option<Arc<ActiveJwtKey>>>,
     log: IssuedLog,
 }
 
@@ -226,9 +229,10 @@ impl Issuer {
         profiles: Arc<Profiles>,
         clock: Clock,
         active: watch::Receiver<Option<Arc<ActiveCa>>>,
+        jwt: watch::Receiver<Option<Arc<ActiveJwtKey>>>,
         log: IssuedLog,
     ) -> Issuer {
-        Issuer { profiles, clock, active, log }
+        Issuer { profiles, clock, active, jwt, log }
     }
 
     /// The CA that signs now.
@@ -241,6 +245,11 @@ impl Issuer {
         let mut changes = self.active.clone();
         changes.mark_unchanged();
         changes
+    }
+
+    /// The key that signs JWT-SVIDs now.
+    pub fn active_jwt(&self) -> Option<Arc<ActiveJwtKey>> {
+        self.jwt.borrow().clone()
     }
 
     /// An SVID for a workload behind an agent.

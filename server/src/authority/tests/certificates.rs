@@ -94,7 +94,8 @@ async fn start(machine: Machine) -> Ca {
     let mut driver = machine.driver().await;
     driver.start().await.unwrap();
     let profiles = Arc::new(Profiles::new(machine.settings.clone()));
-    let issuer = Issuer::new(profiles, machine.clock.clone(), driver.active(), machine.issued.clone());
+    let (_, jwt) = tokio::sync::watch::channel(None);
+    let issuer = Issuer::new(profiles, machine.clock.clone(), driver.active(), jwt, machine.issued.clone());
     Ca { machine, issuer, driver }
 }
 
