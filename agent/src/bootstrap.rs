@@ -138,7 +138,7 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
-    use crate::settings::Overrides;
+    use crate::settings::Flags;
 
     fn settings(folder: &Path, lines: &str) -> Settings {
         let folder = folder.display();
@@ -157,7 +157,7 @@ mod tests {
             }}"#
         );
         let file = finial_daemon::settings::parse(&text, "agent.conf").unwrap();
-        Settings::read(&file, &Overrides::default()).unwrap()
+        Settings::read(&file, &Flags::default()).unwrap()
     }
 
     async fn ask(folder: &Path, lines: &str) -> Result<Trust, BootstrapError> {

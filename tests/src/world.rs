@@ -231,7 +231,7 @@ impl World {
         let text = self.agent_configuration(&folder, token);
         let file = settings::parse(&text, "agent.conf").map_err(|error| error.to_string())?;
         let settings =
-            finial_agent::settings::Settings::read(&file, &finial_agent::settings::Overrides::default())
+            finial_agent::settings::Settings::read(&file, &finial_agent::settings::Flags::default())
                 .map_err(|error| error.to_string())?;
         let socket = Wire::new();
         let stop = CancellationToken::new();

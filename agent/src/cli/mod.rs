@@ -12,6 +12,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use finial_daemon::argv;
 
+use crate::settings::Flags;
+
 /// Runs the program. `args` begin with its name.
 pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
@@ -35,9 +37,11 @@ struct Program {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Runs the agent
-    Run(run::Flags),
+    #[command(after_help = run::HELP)]
+    Run(Flags),
     /// Says whether the agent would start with a configuration
-    Validate(run::Flags),
+    #[command(after_help = run::HELP)]
+    Validate(Flags),
     /// Asks a running agent whether it is healthy
     Healthcheck(healthcheck::Healthcheck),
     /// Talks to the Workload API as a workload does

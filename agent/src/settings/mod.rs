@@ -1,14 +1,23 @@
-//! `agent.conf`: SPIRE's keys, each honoured or refused by name.
+//! `agent.conf` and the flags of `run`, as typed settings.
+//!
+//! The keys are SPIRE's, each honoured or refused by name. A flag goes before the file and the file before the default; a
+//! value that is empty, 0 or false counts as not given, as in SPIRE.
+
+mod bootstrap;
+mod unbuilt;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use finial_daemon::argv::text::{self, FlagError};
 use finial_daemon::keys::KeyType;
 use finial_daemon::settings::plugins::{PluginStanza, plugin_stanzas};
-use finial_daemon::settings::{Block, Section, SettingsError};
+use finial_daemon::settings::{Block, Section, SettingsError, load};
 use finial_daemon::telemetry::{LogFormat, LogLevel, TelemetrySettings};
 use finial_identity::{TrustDomain, lifetime};
+
+pub use bootstrap::{Bootstrap, BundleFormat};
 
 use crate::cache::CacheSettings;
 use crate::plugins::key_manager::{self, Choice};
@@ -20,6 +29,77 @@ use crate::sync::cadence::SYNC_INTERVAL;
 pub const DEFAULT_SOCKET_PATH: &str = "/tmp/spire-agent/public/api.sock";
 /// What `run` and `validate` read unless told otherwise.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/agent/agent.conf";
+
+/// The flags of `run` and `validate`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Flags {
+    /// The configuration file, HCL or JSON
+    #[arg(long = "config", default_value = DEFAULT_CONFIG_PATH)]
+    pub config: String,
+    /// Replace $NAME and ${NAME} in the file by environment variables before it is read
+    #[arg(long = "expandEnv")]
+    pub expand_env: bool,
+    /// The directory for what the agent must keep: its SVID and the bundle
+    #[arg(long = "dataDir")]
+    pub data_dir: Option<String>,
+    /// The token with which this node attests for the first time; see "finial-server token generate"
+    #[arg(long = "joinToken")]
+    pub join_token: Option<String>,
+    /// A file that holds the join token
+    #[arg(long = "joinTokenFile")]
+    pub join_token_file: Option<String>,
+    /// Where to write the log; standard output without it
+    #[arg(long = "logFile")]
+    pub log_file: Option<String>,
+    /// The form of the log: text or json
+    #[arg(long = "logFormat")]
+    pub log_format: Option<String>,
+    /// The least important lines to log: error, warn, info, debug or trace
+    #[arg(long = "logLevel")]
+    pub log_level: Option<String>,
+    /// Add the place in the source to each log line
+    #[arg(long = "logSourceLocation")]
+    pub log_source_location: bool,
+    /// The server's DNS name or address
+    #[arg(long = "serverAddress")]
+    pub server_address: Option<String>,
+    /// The server's port
+    #[arg(long = "serverPort", value_name = "int", value_parser = port)]
+    pub server_port: Option<u16>,
+    /// Where to serve the Workload API
+    #[arg(long = "socketPath")]
+    pub socket_path: Option<String>,
+    /// The trust domain of this node, for example example.org
+    #[arg(long = "trustDomain")]
+    pub trust_domain: Option<String>,
+    /// A file with the bundle by which the server is believed at the first start
+    #[arg(long = "trustBundle")]
+    pub trust_bundle: Option<String>,
+    /// An https URL of that bundle
+    #[arg(long = "trustBundleUrl")]
+    pub trust_bundle_url: Option<String>,
+    /// The form of that bundle: pem or spiffe
+    #[arg(long = "trustBundleFormat")]
+    pub trust_bundle_format: Option<String>,
+    /// Believe whichever server answers at the first start. For trials only
+    #[arg(long = "insecureBootstrap")]
+    pub insecure_bootstrap: bool,
+    /// Give bundles to processes without an identity too
+    #[arg(long = "allowUnauthenticatedVerifiers")]
+    pub allow_unauthenticated_verifiers: bool,
+    /// What to do when the server is no longer believed. Only "never" is built
+    #[arg(long = "rebootstrapMode")]
+    pub rebootstrap_mode: Option<String>,
+    /// How long to wait before that. Not built
+    #[arg(long = "rebootstrapDelay")]
+    pub rebootstrap_delay: Option<String>,
+    /// Serve no Workload API. Not built: there is nothing else to serve yet
+    #[arg(long = "disableWorkloadAPI")]
+    pub disable_workload_api: bool,
+    /// Serve no Envoy SDS API. It is not served anyway
+    #[arg(long = "disableSDSAPI")]
+    pub disable_sds_api: bool,
+}
 
 /// Everything that the agent is built from.
 pub struct Settings {
@@ -40,48 +120,13 @@ pub struct Settings {
     pub telemetry: TelemetrySettings,
 }
 
-/// How the agent comes to believe the server the first time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Bootstrap {
-    /// `trust_bundle_path`.
-    File { path: PathBuf, format: BundleFormat },
-    /// `trust_bundle_url`, by web PKI, or over `trust_bundle_unix_socket`.
-    Url { url: String, unix_socket: Option<PathBuf>, format: BundleFormat },
-    /// `insecure_bootstrap`.
-    FirstMet,
-}
-
-/// `trust_bundle_format`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BundleFormat {
-    Pem,
-    Spiffe,
-}
-
-/// What the command line says; it goes before the file. None: the flag was not given.
-#[derive(Debug, Clone, Default)]
-pub struct Overrides {
-    pub data_dir: Option<String>,
-    pub join_token: Option<String>,
-    pub join_token_file: Option<String>,
-    pub log_file: Option<String>,
-    pub log_format: Option<String>,
-    pub log_level: Option<String>,
-    pub log_source_location: bool,
-    pub server_address: Option<String>,
-    pub server_port: Option<u16>,
-    pub trust_domain: Option<String>,
-    pub trust_bundle: Option<String>,
-    pub trust_bundle_url: Option<String>,
-    pub trust_bundle_format: Option<String>,
-    pub allow_unauthenticated_verifiers: bool,
-    pub insecure_bootstrap: bool,
-    pub socket_path: Option<String>,
-}
-
 /// Why there are no settings.
 #[derive(Debug, thiserror::Error)]
 pub enum RefusedSettings {
+    #[error("could not find config file {}: please use the -config flag", .0.display())]
+    NoFile(PathBuf),
+    #[error("the flag -{0} is refused: {1}")]
+    FlagNotBuilt(&'static str, &'static str),
     #[error(transparent)]
     File(#[from] SettingsError),
     #[error(transparent)]
@@ -106,44 +151,25 @@ pub enum RefusedSettings {
     TokenFile { path: PathBuf, source: std::io::Error },
 }
 
-/// Keys of `agent` that SPIRE has and this agent has not, with what to say of them.
-const NOT_BUILT: &[(&str, &str)] = &[
-    ("admin_socket_path", "the agent's admin API is not built yet"),
-    ("allowed_foreign_jwt_claims", "JWT-SVIDs are not built yet"),
-    ("authorized_delegates", "the Delegated Identity API is not built yet"),
-    ("jwt_svid_cache_max_size", "JWT-SVIDs are not built yet"),
-    ("log_selectors", "selectors are never logged by this agent"),
-    ("profiling_enabled", "profiling is not built yet"),
-    ("profiling_freq", "profiling is not built yet"),
-    ("profiling_names", "profiling is not built yet"),
-    ("profiling_port", "profiling is not built yet"),
-    ("rebootstrap_delay", "rebootstrapping is not built yet"),
-    ("sds", "the Envoy SDS API is not built yet"),
-    ("trust_bundle_spiffe_workload_api", "bootstrapping from another Workload API is not built yet"),
-];
-
-/// Keys of `agent.experimental`, likewise.
-const EXPERIMENTAL_NOT_BUILT: &[(&str, &str)] = &[
-    ("admin_named_pipe_name", "it is for Windows"),
-    ("broker", "the Broker API is not built yet"),
-    ("feature_flags", "this agent has no feature flags"),
-    ("jwt_svid_cache_hit_timeout", "JWT-SVIDs are not built yet"),
-    ("named_pipe_name", "it is for Windows"),
-    ("ratelimit", "the Workload API's rate limits are not built yet"),
-    ("require_pq_kem", "it is not built yet; X25519MLKEM768 is offered first without it"),
-];
-
 impl Settings {
-    /// Reads the file's top block and the command line. Blocking: token and plugin files are read.
-    pub fn read(file: &Block, flags: &Overrides) -> Result<Settings, RefusedSettings> {
-        let top = Section::new(file);
-        for (block, what) in
-            [("telemetry", "telemetry sinks"), ("health_checks", "the health_checks listener")]
-        {
-            if top.has(block) {
-                refuse_unless_empty(&top, block, what);
-            }
+    /// Reads the file that the flags name. Blocking.
+    pub fn load(flags: &Flags) -> Result<Settings, RefusedSettings> {
+        let path = match flags.config.as_str() {
+            "" => Path::new(DEFAULT_CONFIG_PATH),
+            path => Path::new(path),
+        };
+        if !path.exists() {
+            let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+            return Err(RefusedSettings::NoFile(text::clean(&absolute)));
         }
+        Settings::read(&load(path, flags.expand_env)?, flags)
+    }
+
+    /// Reads the file's top block and the command line. Blocking: token and plugin files are read.
+    pub fn read(file: &Block, flags: &Flags) -> Result<Settings, RefusedSettings> {
+        unbuilt::flags(flags)?;
+        let top = Section::new(file);
+        unbuilt::top(&top);
         // Read by plugin_stanzas; asking for it makes it known.
         let _ = top.block("plugins").map(|plugins| plugins.allow_unknown());
         let agent = top.require_block("agent");
@@ -233,20 +259,12 @@ impl AgentBlock {
     }
 }
 
-fn read_agent(agent: &Section, flags: &Overrides) -> AgentBlock {
-    for (key, reason) in NOT_BUILT {
-        if agent.has(key) {
-            agent.problem(key, format_args!("{key} is refused: {reason}"));
-        }
-    }
+fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
+    unbuilt::agent(agent);
     let experimental = agent.block("experimental");
     let mut sync_interval = SYNC_INTERVAL;
     if let Some(experimental) = &experimental {
-        for (key, reason) in EXPERIMENTAL_NOT_BUILT {
-            if experimental.has(key) {
-                experimental.problem(key, format_args!("{key} is refused: {reason}"));
-            }
-        }
+        unbuilt::experimental(experimental);
         if let Some(interval) = experimental.duration("sync_interval").filter(|interval| !interval.is_zero())
         {
             sync_interval = interval;
@@ -295,7 +313,7 @@ fn read_agent(agent: &Section, flags: &Overrides) -> AgentBlock {
         text(&flags.socket_path, "socket_path").unwrap_or_else(|| DEFAULT_SOCKET_PATH.to_owned()),
     );
 
-    let bootstrap = read_bootstrap(agent, flags, &text);
+    let bootstrap = bootstrap::read(agent, flags, &text);
     let join_token = text(&flags.join_token, "join_token");
     let join_token_file = text(&flags.join_token_file, "join_token_file").map(PathBuf::from);
     if join_token.is_some() && join_token_file.is_some() {
@@ -370,75 +388,9 @@ fn read_agent(agent: &Section, flags: &Overrides) -> AgentBlock {
     }
 }
 
-fn read_bootstrap(
-    agent: &Section,
-    flags: &Overrides,
-    text: &dyn Fn(&Option<String>, &str) -> Option<String>,
-) -> Bootstrap {
-    let format = match text(&flags.trust_bundle_format, "trust_bundle_format").as_deref() {
-        None | Some("pem") => BundleFormat::Pem,
-        Some("spiffe") => BundleFormat::Spiffe,
-        Some(other) => {
-            agent.problem(
-                "trust_bundle_format",
-                format_args!(
-                    "invalid value {other:?} for \"trust_bundle_format\": it is \"pem\" or \"spiffe\""
-                ),
-            );
-            BundleFormat::Pem
-        }
-    };
-    let path = text(&flags.trust_bundle, "trust_bundle_path").map(PathBuf::from);
-    let url = text(&flags.trust_bundle_url, "trust_bundle_url");
-    let unix_socket =
-        agent.string("trust_bundle_unix_socket").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let insecure = agent.bool("insecure_bootstrap").unwrap_or(false) || flags.insecure_bootstrap;
-
-    let sources = usize::from(path.is_some()) + usize::from(url.is_some()) + usize::from(insecure);
-    if sources > 1 {
-        agent.problem_here(
-            "only one of insecure_bootstrap, trust_bundle_url and trust_bundle_path can be specified",
-        );
-    }
-    match (path, url) {
-        (Some(path), _) => Bootstrap::File { path, format },
-        (None, Some(url)) => {
-            check_url(agent, &url, unix_socket.as_deref());
-            Bootstrap::Url { url, unix_socket, format }
-        }
-        (None, None) => {
-            if sources == 0 {
-                agent.problem_here("trust_bundle_path or trust_bundle_url must be configured unless insecure_bootstrap is set");
-            }
-            Bootstrap::FirstMet
-        }
-    }
+fn port(given: &str) -> Result<u16, FlagError> {
+    u16::try_from(text::integer(given)?).map_err(|_| FlagError::OutOfRange)
 }
 
-fn check_url(agent: &Section, url: &str, unix_socket: Option<&Path>) {
-    match unix_socket {
-        Some(_) if !url.starts_with("http://") => {
-            agent.problem(
-                "trust_bundle_url",
-                "trust_bundle_url must start with http:// when trust_bundle_unix_socket is set",
-            );
-        }
-        Some(_) => {
-            let query = url.split_once('?').map_or("", |(_, query)| query);
-            if query.split('&').any(|one| one.starts_with("spire-") || one.starts_with("spiffe-")) {
-                agent.problem("trust_bundle_url", "trust_bundle_url must not have parameters that start with spire- or spiffe-: the agent adds its own");
-            }
-        }
-        None if !url.starts_with("https://") => {
-            agent.problem("trust_bundle_url", "trust_bundle_url must start with https://");
-        }
-        None => {}
-    }
-}
-
-fn refuse_unless_empty(top: &Section, block: &str, what: &str) {
-    let empty = top.block(block).is_none_or(|block| block.source().items.is_empty());
-    if !empty {
-        top.problem(block, format_args!("the {block} block is refused: {what} are not built yet"));
-    }
-}
+#[cfg(test)]
+mod tests;
