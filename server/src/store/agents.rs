@@ -3,7 +3,7 @@
 use finial_identity::selector::{Selector, SelectorMatch, sorted};
 use finial_identity::spiffe_id::SpiffeId;
 
-use super::dialect::{Row, Sql, Value, values};
+use super::dialect::{Dialect, Row, Sql, Value, values};
 use super::entries::{self, Scan};
 use super::events::node_changed;
 use super::filters::{Relation, match_condition, selector_values};
@@ -266,7 +266,7 @@ impl Agents<'_> {
     /// [`StoreError::InvalidArgument`] as for [`entries::Entries::list`].
     pub async fn list(&self, list: &ListAgents) -> Result<Page<AttestedNode>, StoreError> {
         let bounds = Bounds::of(list.page.as_ref())?;
-        let (condition, values) = filter(list)?;
+        let (condition, values) = filter(list, self.store.dialect())?;
         self.store
             .read(move |sql| {
                 let rows = readable(load(sql, &condition, &values, bounds.as_ref())?);
@@ -277,7 +277,7 @@ impl Agents<'_> {
 
     /// How many nodes pass the filters. The page is not looked at.
     pub async fn count(&self, list: &ListAgents) -> Result<u64, StoreError> {
-        let (condition, values) = filter(list)?;
+        let (condition, values) = filter(list, self.store.dialect())?;
         self.store
             .read(move |sql| {
                 let query = format!("SELECT COUNT(*) FROM attested_node_entries n WHERE {condition}");
@@ -309,13 +309,13 @@ impl Agents<'_> {
     ) -> Result<Vec<String>, StoreError> {
         self.store
             .write(move |sql| {
-                let earlier = Sql::earlier_than("expires_at");
+                let earlier = sql.dialect().earlier_than("expires_at");
                 let reattestable = if include_non_reattestable { "0 = 0" } else { "can_reattest = true" };
                 let query = format!(
                     "SELECT id, spiffe_id FROM attested_node_entries \
                      WHERE {earlier} AND serial_number <> '' AND {reattestable} LIMIT ?"
                 );
-                let mut values = Sql::earlier(expired_before).to_vec();
+                let mut values = sql.dialect().earlier(expired_before);
                 values.push(Value::Int(limit.into()));
                 let expired = sql.rows(&query, &values, |row| Ok((row.int(0)?, row.text(1)?)))?;
                 for (row, id) in &expired {
@@ -469,14 +469,12 @@ fn time_or_null(unix: i64) -> Value<'static> {
 
 fn replace_selectors(sql: &Sql<'_>, id: &str, selectors: &[Selector]) -> Result<(), StoreError> {
     sql.run("DELETE FROM node_resolver_map_entries WHERE spiffe_id = ?", values![id])?;
-    for selector in sorted(selectors.to_vec()) {
-        sql.insert(
-            "INSERT INTO node_resolver_map_entries (created_at, updated_at, spiffe_id, type, value) \
-             VALUES (?, ?, ?, ?, ?)",
-            values![sql.now(), sql.now(), id, selector.kind, selector.value],
-        )?;
-    }
-    Ok(())
+    let selectors = sorted(selectors.to_vec());
+    let rows = selectors
+        .iter()
+        .map(|selector| values![sql.now(), sql.now(), id, &selector.kind, &selector.value].to_vec());
+    let columns = "INSERT INTO node_resolver_map_entries (created_at, updated_at, spiffe_id, type, value)";
+    sql.insert_rows(columns, &rows.collect::<Vec<_>>())
 }
 
 fn delete_row(sql: &Sql<'_>, row: i64, id: &str) -> Result<(), StoreError> {
@@ -514,7 +512,7 @@ fn delete_alias(sql: &Sql<'_>, id: &str) -> Result<(), StoreError> {
 }
 
 /// The condition of a list, on `attested_node_entries n`, and its values.
-fn filter(list: &ListAgents) -> Result<(String, Vec<Value<'static>>), StoreError> {
+fn filter(list: &ListAgents, dialect: Dialect) -> Result<(String, Vec<Value<'static>>), StoreError> {
     let mut conditions = vec!["0 = 0".to_owned()];
     let mut values = Vec::new();
     if let Some(kind) = list.attestation_type.as_ref().filter(|kind| !kind.is_empty()) {
@@ -531,8 +529,8 @@ fn filter(list: &ListAgents) -> Result<(String, Vec<Value<'static>>), StoreError
         values.push(Value::Bool(can_reattest));
     }
     if let Some(expires_before) = list.expires_before {
-        conditions.push(Sql::earlier_than("n.expires_at"));
-        values.extend(Sql::earlier(expires_before));
+        conditions.push(dialect.earlier_than("n.expires_at"));
+        values.extend(dialect.earlier(expires_before));
     }
     if let Some((mode, selectors)) = &list.selectors {
         let given = sorted(selectors.clone());
@@ -544,7 +542,7 @@ fn filter(list: &ListAgents) -> Result<(String, Vec<Value<'static>>), StoreError
             key: "node_resolver_map_entries.spiffe_id",
             from: "node_resolver_map_entries",
             member: "(type, value)",
-            set: Sql::pairs(given.len()),
+            set: dialect.pairs(given.len()),
         };
         conditions.push(match_condition(*mode, &relation, given.len()));
         values.extend(selector_values(*mode, &given));

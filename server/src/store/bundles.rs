@@ -172,7 +172,7 @@ impl Bundles<'_> {
     /// [`StoreError::NotFound`], and those of `edit`, which change nothing.
     pub async fn edit<T, E, F>(&self, trust_domain: &TrustDomain, edit: F) -> Result<(T, Bundle), StoreError>
     where
-        F: FnOnce(&mut Bundle) -> Result<T, E> + Send + 'static,
+        F: FnOnce(&mut Bundle) -> Result<T, E> + Clone + Send + 'static,
         T: Send + 'static,
         E: Into<StoreError>,
     {

@@ -1,31 +1,73 @@
-//! The seam between our statements and the database engine: SQLite today.
+//! The seam between our statements and the database engines.
 //!
-//! Statements elsewhere in this room are plain SQL with `?` for each value. What differs between engines is behind
-//! the methods of [`Sql`]: how values are bound and read, the number of an inserted row, which error means that a
-//! unique value is taken (`error.rs`), how instants compare, and how a set of pairs is written.
+//! Statements elsewhere in this room are plain SQL with `?` for each value, in the part of the language that SQLite,
+//! PostgreSQL and MySQL share. What differs is behind [`Sql`] and [`Dialect`]: how values are bound and read, the number
+//! of an inserted row, which error means that a unique value is taken, how instants compare, how a set of pairs is written.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
 
 use finial_daemon::clock::from_unix_seconds;
-use rusqlite::Connection;
-use rusqlite::types::{ToSqlOutput, ValueRef};
-use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time, UtcOffset};
+use time::OffsetDateTime;
 
 use super::StoreError;
+use super::engine::sqlite::values as sqlite;
 
-/// Lists longer than this stop being worth a cached statement.
-const CACHED_LENGTH: usize = 2048;
+/// Which language a database speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Sqlite,
+}
+
+impl Dialect {
+    /// A condition `column is earlier than ?`, for a column with an instant. Takes the values of [`Dialect::earlier`].
+    ///
+    /// On SQLite SPIRE stores instants as text with the offset of the zone that its server ran in, so text order is the
+    /// order of time only within one zone. The first, rough comparison is there for the index.
+    pub(super) fn earlier_than(self, column: &str) -> String {
+        match self {
+            Dialect::Sqlite => format!("{column} < ? AND unixepoch({column}) < ?"),
+        }
+    }
+
+    /// The values of [`Dialect::earlier_than`].
+    pub(super) fn earlier(self, unix: i64) -> Vec<Value<'static>> {
+        const MORE_THAN_ANY_OFFSET: i64 = 48 * 3600;
+        match self {
+            Dialect::Sqlite => {
+                vec![Value::unix_time(unix.saturating_add(MORE_THAN_ANY_OFFSET)), Value::Int(unix)]
+            }
+        }
+    }
+
+    /// A set of `count` pairs, to compare `(a, b)` with by `IN`.
+    pub(super) fn pairs(self, count: usize) -> String {
+        match self {
+            Dialect::Sqlite => format!("(VALUES {})", repeated("(?,?)", count)),
+        }
+    }
+}
 
 /// One open transaction.
 pub(super) struct Sql<'c> {
-    connection: &'c Connection,
+    connection: Connection<'c>,
     now: SystemTime,
 }
 
+/// What a transaction is open on.
+pub(super) enum Connection<'c> {
+    Sqlite(&'c rusqlite::Connection),
+}
+
 impl<'c> Sql<'c> {
-    pub(super) fn new(connection: &'c Connection, now: SystemTime) -> Sql<'c> {
+    pub(super) fn new(connection: Connection<'c>, now: SystemTime) -> Sql<'c> {
         Sql { connection, now }
+    }
+
+    pub(super) fn dialect(&self) -> Dialect {
+        match &self.connection {
+            Connection::Sqlite(_) => Dialect::Sqlite,
+        }
     }
 
     /// The time for `created_at` and `updated_at`, one for the whole transaction.
@@ -35,19 +77,33 @@ impl<'c> Sql<'c> {
 
     /// Runs a statement; the number of rows that it changed.
     pub(super) fn run(&self, sql: &str, values: &[Value<'_>]) -> Result<usize, StoreError> {
-        let changed = match sql.len() {
-            ..CACHED_LENGTH => {
-                self.connection.prepare_cached(sql)?.execute(rusqlite::params_from_iter(values))?
-            }
-            _ => self.connection.prepare(sql)?.execute(rusqlite::params_from_iter(values))?,
-        };
-        Ok(changed)
+        match &self.connection {
+            Connection::Sqlite(connection) => sqlite::run(connection, sql, values),
+        }
     }
 
-    /// Runs an INSERT; the id of the new row.
+    /// Runs an INSERT into a table with a counted `id`; the id of the new row.
     pub(super) fn insert(&self, sql: &str, values: &[Value<'_>]) -> Result<i64, StoreError> {
-        self.run(sql, values)?;
-        Ok(self.connection.last_insert_rowid())
+        match &self.connection {
+            Connection::Sqlite(connection) => {
+                sqlite::run(connection, sql, values)?;
+                Ok(connection.last_insert_rowid())
+            }
+        }
+    }
+
+    /// Runs an INSERT, given up to its `VALUES`, for rows of as many values each.
+    pub(super) fn insert_rows(&self, sql: &str, rows: &[Vec<Value<'_>>]) -> Result<(), StoreError> {
+        let Some(width) = rows.first().map(Vec::len) else { return Ok(()) };
+        match &self.connection {
+            Connection::Sqlite(connection) => {
+                let sql = format!("{sql} VALUES {}", Sql::set(width));
+                for row in rows {
+                    sqlite::run(connection, &sql, row)?;
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Every row that a query gives.
@@ -58,16 +114,11 @@ impl<'c> Sql<'c> {
         mut read: impl FnMut(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Vec<T>, StoreError> {
         let mut found = Vec::new();
-        let mut collect = |mut rows: rusqlite::Rows<'_>| {
-            while let Some(row) = rows.next()? {
-                found.push(read(&Row(row))?);
-            }
-            Ok::<_, StoreError>(())
-        };
-        let values = rusqlite::params_from_iter(values);
-        match sql.len() {
-            ..CACHED_LENGTH => collect(self.connection.prepare_cached(sql)?.query(values)?)?,
-            _ => collect(self.connection.prepare(sql)?.query(values)?)?,
+        match &self.connection {
+            Connection::Sqlite(connection) => sqlite::rows(connection, sql, values, |row| {
+                found.push(read(&Row::Sqlite(row))?);
+                Ok(())
+            })?,
         }
         Ok(found)
     }
@@ -90,31 +141,14 @@ impl<'c> Sql<'c> {
 
     /// Runs several statements that take no values.
     pub(super) fn script(&self, sql: &str) -> Result<(), StoreError> {
-        Ok(self.connection.execute_batch(sql)?)
-    }
-
-    /// A condition `column is earlier than ?`, for a column with an instant. Takes two values, see [`Sql::earlier`].
-    ///
-    /// SPIRE stores instants as text with the offset of the zone that its server ran in, so text order is the order of
-    /// time only within one zone. The first, rough comparison is there for the index.
-    pub(super) fn earlier_than(column: &str) -> String {
-        format!("{column} < ? AND unixepoch({column}) < ?")
-    }
-
-    /// The two values of [`Sql::earlier_than`].
-    pub(super) fn earlier(unix: i64) -> [Value<'static>; 2] {
-        const MORE_THAN_ANY_OFFSET: i64 = 48 * 3600;
-        [Value::unix_time(unix.saturating_add(MORE_THAN_ANY_OFFSET)), Value::Int(unix)]
+        match &self.connection {
+            Connection::Sqlite(connection) => Ok(connection.execute_batch(sql)?),
+        }
     }
 
     /// `(?,?,?)`: a set of `count` values.
     pub(super) fn set(count: usize) -> String {
         format!("({})", repeated("?", count))
-    }
-
-    /// `(VALUES (?,?),(?,?))`: a set of `count` pairs.
-    pub(super) fn pairs(count: usize) -> String {
-        format!("(VALUES {})", repeated("(?,?)", count))
     }
 
     /// A condition that `column` is one of `ids` (sorted), or not far off: with ids that lie close together it is a
@@ -204,19 +238,6 @@ impl<'a, T: Into<Value<'a>>> From<Option<T>> for Value<'a> {
     }
 }
 
-impl rusqlite::ToSql for Value<'_> {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(match self {
-            Value::Null => ToSqlOutput::Borrowed(ValueRef::Null),
-            Value::Int(value) => ToSqlOutput::Borrowed(ValueRef::Integer(*value)),
-            Value::Bool(value) => ToSqlOutput::Borrowed(ValueRef::Integer((*value).into())),
-            Value::Text(value) => ToSqlOutput::Borrowed(ValueRef::Text(value.as_bytes())),
-            Value::Blob(value) => ToSqlOutput::Borrowed(ValueRef::Blob(value)),
-            Value::Time(value) => ToSqlOutput::Owned(time_text(*value).into()),
-        })
-    }
-}
-
 /// `values![a, b]`: a slice of values to bind.
 macro_rules! values {
     ($($value:expr),* $(,)?) => {
@@ -226,7 +247,9 @@ macro_rules! values {
 pub(super) use values;
 
 /// A row, read by the position of the column in the query.
-pub(super) struct Row<'r>(&'r rusqlite::Row<'r>);
+pub(super) enum Row<'r> {
+    Sqlite(&'r rusqlite::Row<'r>),
+}
 
 impl Row<'_> {
     pub(super) fn int(&self, column: usize) -> Result<i64, StoreError> {
@@ -240,11 +263,8 @@ impl Row<'_> {
     }
 
     pub(super) fn opt_int(&self, column: usize) -> Result<Option<i64>, StoreError> {
-        match self.0.get_ref(column)? {
-            ValueRef::Null => Ok(None),
-            ValueRef::Integer(value) => Ok(Some(value)),
-            ValueRef::Text(text) => Ok(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok())),
-            other => Err(wrong_type(column, &other)),
+        match self {
+            Row::Sqlite(row) => sqlite::int(row, column),
         }
     }
 
@@ -260,20 +280,14 @@ impl Row<'_> {
 
     /// A text, borrowed from the row; NULL is empty.
     pub(super) fn str(&self, column: usize) -> Result<&str, StoreError> {
-        match self.0.get_ref(column)? {
-            ValueRef::Null => Ok(""),
-            ValueRef::Text(text) | ValueRef::Blob(text) => std::str::from_utf8(text)
-                .map_err(|_| StoreError::Sql(format!("column {column} is not valid UTF-8"))),
-            other => Err(wrong_type(column, &other)),
-        }
+        std::str::from_utf8(self.blob(column)?)
+            .map_err(|_| StoreError::Sql(format!("column {column} is not valid UTF-8")))
     }
 
     /// Bytes; NULL is empty.
     pub(super) fn blob(&self, column: usize) -> Result<&[u8], StoreError> {
-        match self.0.get_ref(column)? {
-            ValueRef::Null => Ok(&[]),
-            ValueRef::Blob(bytes) | ValueRef::Text(bytes) => Ok(bytes),
-            other => Err(wrong_type(column, &other)),
+        match self {
+            Row::Sqlite(row) => sqlite::bytes(row, column),
         }
     }
 
@@ -289,11 +303,8 @@ impl Row<'_> {
     }
 
     fn instant(&self, column: usize) -> Result<Option<OffsetDateTime>, StoreError> {
-        match self.0.get_ref(column)? {
-            ValueRef::Null => Ok(None),
-            ValueRef::Text(text) => Ok(std::str::from_utf8(text).ok().and_then(parse_time)),
-            ValueRef::Integer(unix) => Ok(OffsetDateTime::from_unix_timestamp(unix).ok()),
-            other => Err(wrong_type(column, &other)),
+        match self {
+            Row::Sqlite(row) => sqlite::instant(row, column),
         }
     }
 }
@@ -310,114 +321,9 @@ fn repeated(item: &str, count: usize) -> String {
     text
 }
 
-fn wrong_type(column: usize, value: &ValueRef<'_>) -> StoreError {
-    StoreError::Sql(format!("column {column} holds an unexpected {}", value.data_type()))
-}
-
-/// The text of an instant as SPIRE's driver writes it: `2026-11-21 21:03:29.570156199+00:00`, no trailing zeros.
-fn time_text(instant: SystemTime) -> String {
-    let t = OffsetDateTime::from(instant);
-    let mut text = format!(
-        "{:04}-{:02}-{:02} {:02}:{:02}:{:02}",
-        t.year(),
-        u8::from(t.month()),
-        t.day(),
-        t.hour(),
-        t.minute(),
-        t.second()
-    );
-    if t.nanosecond() != 0 {
-        let fraction = format!("{:09}", t.nanosecond());
-        text.push('.');
-        text.push_str(fraction.trim_end_matches('0'));
-    }
-    text.push_str("+00:00");
-    text
-}
-
-/// Reads what [`time_text`] and SPIRE's driver write: `T` or a space, an optional fraction, an optional offset (else UTC).
-fn parse_time(text: &str) -> Option<OffsetDateTime> {
-    let text = text.strip_suffix('Z').unwrap_or(text);
-    let (date, rest) = text.split_once([' ', 'T']).unwrap_or((text, "00:00"));
-    let mut date = date.splitn(3, '-');
-    let year = date.next()?.parse().ok()?;
-    let month: u8 = date.next()?.parse().ok()?;
-    let day = date.next()?.parse().ok()?;
-    let date = Date::from_calendar_date(year, Month::try_from(month).ok()?, day).ok()?;
-
-    let (clock, offset) = match rest.find(['+', '-']) {
-        Some(at) => (rest.get(..at)?, parse_offset(rest.get(at..)?)?),
-        None => (rest, UtcOffset::UTC),
-    };
-    let mut clock = clock.splitn(3, ':');
-    let hour = clock.next()?.parse().ok()?;
-    let minute = clock.next()?.parse().ok()?;
-    let (second, nanosecond) = match clock.next() {
-        None => (0, 0),
-        Some(seconds) => match seconds.split_once('.') {
-            None => (seconds.parse().ok()?, 0),
-            Some((second, fraction)) => {
-                let digits = fraction.get(..fraction.len().min(9))?;
-                let scale = 10_u32.pow(u32::try_from(9 - digits.len()).ok()?);
-                (second.parse().ok()?, digits.parse::<u32>().ok()? * scale)
-            }
-        },
-    };
-    let time = Time::from_hms_nano(hour, minute, second, nanosecond).ok()?;
-    Some(PrimitiveDateTime::new(date, time).assume_offset(offset))
-}
-
-fn parse_offset(text: &str) -> Option<UtcOffset> {
-    let (sign, digits) = match text.strip_prefix('-') {
-        Some(digits) => (-1, digits),
-        None => (1, text.strip_prefix('+')?),
-    };
-    let (hours, minutes) = digits.split_once(':')?;
-    let (hours, minutes): (i8, i8) = (hours.parse().ok()?, minutes.parse().ok()?);
-    UtcOffset::from_hms(sign * hours, sign * minutes, 0).ok()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
-
     use super::*;
-
-    #[test]
-    fn instants_are_written_as_spire_writes_them() {
-        let base = UNIX_EPOCH + Duration::from_secs(1_795_295_015);
-        assert_eq!(time_text(base), "2026-11-21 21:03:35+00:00");
-        assert_eq!(time_text(base + Duration::from_nanos(568_110_500)), "2026-11-21 21:03:35.5681105+00:00");
-    }
-
-    #[test]
-    fn instants_are_read_in_every_form_of_the_driver() {
-        for (text, unix) in [
-            ("2026-11-21 21:03:35.568110529+00:00", 1_795_295_015),
-            ("2026-11-21T23:03:35+02:00", 1_795_295_015),
-            ("2026-11-21 16:33:35-04:30", 1_795_295_015),
-            ("2026-11-21 21:03:35", 1_795_295_015),
-            ("2026-11-21 21:03:35.5Z", 1_795_295_015),
-            ("2026-11-21 21:03", 1_795_294_980),
-            ("2026-11-21", 1_795_219_200),
-            ("1970-01-01 00:00:00+00:00", 0),
-            ("0001-01-01 00:00:00+00:00", -62_135_596_800),
-        ] {
-            assert_eq!(parse_time(text).map(OffsetDateTime::unix_timestamp), Some(unix), "{text}");
-        }
-        for text in ["", "never", "2026-13-01", "2026-11-21 25:00:00", "2026-11-21 21:03:35+2", "é-1-1 ü:1"]
-        {
-            assert_eq!(parse_time(text), None, "{text}");
-        }
-    }
-
-    #[test]
-    fn written_instants_are_read_back() {
-        for unix in [-1, 0, 1, 1_795_295_015, 253_402_300_799] {
-            let text = time_text(from_unix_seconds(unix));
-            assert_eq!(parse_time(&text).map(OffsetDateTime::unix_timestamp), Some(unix), "{text}");
-        }
-    }
 
     #[test]
     fn close_ids_become_a_range_and_scattered_ones_a_list() {

@@ -168,7 +168,7 @@ impl Entries<'_> {
     /// one (`could not parse token 'x'`).
     pub async fn list(&self, list: &ListEntries) -> Result<Page<Entry>, StoreError> {
         let bounds = Bounds::of(list.page.as_ref())?;
-        let (condition, values) = filters::entries(list)?;
+        let (condition, values) = filters::entries(list, self.store.dialect())?;
         self.store
             .read(move |sql| {
                 let rows = readable(load(sql, &condition, &values, bounds.as_ref())?);
@@ -179,7 +179,7 @@ impl Entries<'_> {
 
     /// How many entries pass the filters. The page is not looked at.
     pub async fn count(&self, list: &ListEntries) -> Result<u64, StoreError> {
-        let (condition, values) = filters::entries(list)?;
+        let (condition, values) = filters::entries(list, self.store.dialect())?;
         self.store
             .read(move |sql| {
                 let query = format!("SELECT COUNT(*) FROM registered_entries e WHERE {condition}");
@@ -416,7 +416,7 @@ fn similar(sql: &Sql<'_>, entry: &Entry) -> Result<Option<Entry>, StoreError> {
     if given.is_empty() {
         return Ok(None);
     }
-    let (selectors, of_selectors) = selector_condition(SelectorMatch::Exact, &given);
+    let (selectors, of_selectors) = selector_condition(SelectorMatch::Exact, &given, sql.dialect());
     let mut values = vec![Value::from(entry.spiffe_id.as_str()), Value::from(entry.parent_id.as_str())];
     values.extend(of_selectors);
     let condition = format!("e.spiffe_id = ? AND {PARENT_OF_FOUND} = ? AND {selectors}");
@@ -489,23 +489,17 @@ fn apply(sql: &Sql<'_>, id: &str, update: EntryUpdate) -> Result<Entry, StoreErr
 }
 
 fn insert_selectors(sql: &Sql<'_>, row: i64, selectors: &[Selector]) -> Result<(), StoreError> {
-    for selector in selectors {
-        sql.insert(
-            "INSERT INTO selectors (created_at, updated_at, registered_entry_id, type, value) VALUES (?, ?, ?, ?, ?)",
-            values![sql.now(), sql.now(), row, &selector.kind, &selector.value],
-        )?;
-    }
-    Ok(())
+    let rows = selectors
+        .iter()
+        .map(|selector| values![sql.now(), sql.now(), row, &selector.kind, &selector.value].to_vec());
+    let columns = "INSERT INTO selectors (created_at, updated_at, registered_entry_id, type, value)";
+    sql.insert_rows(columns, &rows.collect::<Vec<_>>())
 }
 
 fn insert_dns_names(sql: &Sql<'_>, row: i64, names: &[String]) -> Result<(), StoreError> {
-    for name in names {
-        sql.insert(
-            "INSERT INTO dns_names (created_at, updated_at, registered_entry_id, value) VALUES (?, ?, ?, ?)",
-            values![sql.now(), sql.now(), row, name],
-        )?;
-    }
-    Ok(())
+    let rows = names.iter().map(|name| values![sql.now(), sql.now(), row, name].to_vec());
+    let columns = "INSERT INTO dns_names (created_at, updated_at, registered_entry_id, value)";
+    sql.insert_rows(columns, &rows.collect::<Vec<_>>())
 }
 
 fn insert_federation(sql: &Sql<'_>, row: i64, trust_domains: &[TrustDomain]) -> Result<(), StoreError> {

@@ -104,11 +104,13 @@ impl Events<'_> {
     pub async fn prune(&self, before: i64) -> Result<usize, StoreError> {
         self.store
             .write(move |sql| {
-                let earlier = Sql::earlier_than("created_at");
+                let earlier = sql.dialect().earlier_than("created_at");
                 let mut pruned = 0;
                 for table in ["registered_entries_events", "attested_node_entries_events"] {
-                    pruned +=
-                        sql.run(&format!("DELETE FROM {table} WHERE {earlier}"), &Sql::earlier(before))?;
+                    pruned += sql.run(
+                        &format!("DELETE FROM {table} WHERE {earlier}"),
+                        &sql.dialect().earlier(before),
+                    )?;
                 }
                 Ok(pruned)
             })

@@ -3,7 +3,7 @@
 use finial_identity::selector::{Selector, SelectorMatch, sorted};
 
 use super::StoreError;
-use super::dialect::{Sql, Value};
+use super::dialect::{Dialect, Sql, Value};
 use super::entries::ListEntries;
 
 /// The parent of an entry that another column found: an expression, so that no index of parents is used. One parent may
@@ -11,7 +11,10 @@ use super::entries::ListEntries;
 pub(super) const PARENT_OF_FOUND: &str = "COALESCE(e.parent_id, '')";
 
 /// The condition of a list, on `registered_entries e`, and its values.
-pub(super) fn entries(list: &ListEntries) -> Result<(String, Vec<Value<'static>>), StoreError> {
+pub(super) fn entries(
+    list: &ListEntries,
+    dialect: Dialect,
+) -> Result<(String, Vec<Value<'static>>), StoreError> {
     let mut conditions = vec!["0 = 0".to_owned()];
     let mut values = Vec::new();
     if let Some(id) = &list.spiffe_id {
@@ -35,7 +38,7 @@ pub(super) fn entries(list: &ListEntries) -> Result<(String, Vec<Value<'static>>
         if given.is_empty() {
             return Err(StoreError::InvalidArgument("cannot list by empty selector set".to_owned()));
         }
-        let (condition, of_selectors) = selector_condition(*mode, &given);
+        let (condition, of_selectors) = selector_condition(*mode, &given, dialect);
         conditions.push(condition);
         values.extend(of_selectors);
     }
@@ -60,13 +63,17 @@ pub(super) fn entries(list: &ListEntries) -> Result<(String, Vec<Value<'static>>
 }
 
 /// The condition that an entry's selectors relate to these as asked, and its values.
-pub(super) fn selector_condition(mode: SelectorMatch, given: &[Selector]) -> (String, Vec<Value<'static>>) {
+pub(super) fn selector_condition(
+    mode: SelectorMatch,
+    given: &[Selector],
+    dialect: Dialect,
+) -> (String, Vec<Value<'static>>) {
     let relation = Relation {
         owner: "e.id",
         key: "registered_entry_id",
         from: "selectors",
         member: "(type, value)",
-        set: Sql::pairs(given.len()),
+        set: dialect.pairs(given.len()),
     };
     (match_condition(mode, &relation, given.len()), selector_values(mode, given))
 }

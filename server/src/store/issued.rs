@@ -365,27 +365,30 @@ const SELECT: &str = "SELECT seq, serial, spiffe_id, entry_id, entry_revision, a
 
 fn append(sql: &Sql<'_>, records: &[IssuedRecord]) -> Result<(), StoreError> {
     let mut head = Link::read(sql, HEAD)?;
+    let mut rows = Vec::with_capacity(records.len());
     for record in records {
         head = head.next(record);
-        sql.run(
-            "INSERT INTO finial_issued (seq, serial, spiffe_id, entry_id, entry_revision, agent_id, authority_id, \
-             not_before, not_after, key_fingerprint, kind, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            values![
-                head.seq,
-                &record.serial,
-                &record.spiffe_id,
-                &record.entry_id,
-                record.entry_revision,
-                &record.agent_id,
-                &record.authority_id,
-                record.not_before,
-                record.not_after,
-                &record.key_fingerprint,
-                record.kind.as_str(),
-                head.hash_text(),
-            ],
-        )?;
+        let row = values![
+            head.seq,
+            &record.serial,
+            &record.spiffe_id,
+            &record.entry_id,
+            record.entry_revision,
+            &record.agent_id,
+            &record.authority_id,
+            record.not_before,
+            record.not_after,
+            &record.key_fingerprint,
+            record.kind.as_str(),
+            head.hash_text(),
+        ];
+        rows.push(row.to_vec());
     }
+    sql.insert_rows(
+        "INSERT INTO finial_issued (seq, serial, spiffe_id, entry_id, entry_revision, agent_id, authority_id, \
+         not_before, not_after, key_fingerprint, kind, hash)",
+        &rows,
+    )?;
     head.write(sql, HEAD)
 }
 

@@ -1,12 +1,13 @@
 //! The schema: what a database must look like, how a new one is made and an older one brought up.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 use finial_identity::trust_domain::TrustDomain;
 use rusqlite::Connection;
 
 use super::StoreError;
-use super::dialect::{Sql, values};
+use super::dialect::{self, Sql, values};
 
 /// The version of SPIRE's schema that this release reads and writes.
 pub const SCHEMA_VERSION: i64 = 25;
@@ -194,7 +195,7 @@ fn columns(sql: &Sql<'_>) -> Result<Columns, StoreError> {
 fn reference_columns() -> Result<Columns, StoreError> {
     let connection = Connection::open_in_memory()?;
     connection.execute_batch(SPIRE_TABLES)?;
-    let mut columns = columns(&Sql::new(&connection, std::time::SystemTime::UNIX_EPOCH))?;
+    let mut columns = columns(&Sql::new(dialect::Connection::Sqlite(&connection), SystemTime::UNIX_EPOCH))?;
     columns.remove("sqlite_sequence");
     Ok(columns)
 }

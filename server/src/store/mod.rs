@@ -15,6 +15,7 @@ pub mod agents;
 mod blob;
 pub mod bundles;
 mod dialect;
+mod engine;
 pub mod entries;
 mod error;
 pub mod events;
@@ -22,7 +23,7 @@ mod filters;
 pub mod issued;
 pub mod journal;
 mod migrations;
-mod open;
+mod settings;
 pub mod tokens;
 
 use std::panic::resume_unwind;
@@ -31,13 +32,13 @@ use std::sync::Arc;
 use finial_daemon::clock::Clock;
 use finial_identity::selector::Selector;
 use finial_identity::trust_domain::TrustDomain;
-use rusqlite::{Connection, TransactionBehavior};
 use tokio::task::{JoinError, spawn_blocking};
 
-use dialect::{Row, Sql};
+use dialect::{Dialect, Row, Sql};
+use engine::Engine;
 pub use error::StoreError;
 pub use migrations::{CODE_VERSION, SCHEMA_VERSION};
-pub use open::OpenSettings;
+pub use settings::OpenSettings;
 
 /// The database, open. Clones share it; the last one closes it.
 #[derive(Clone)]
@@ -53,7 +54,11 @@ impl Store {
     /// Refuses, without a change to the file: a newer or too old schema, an incomplete one, a database of another
     /// trust domain, a file that another Finial server has open, and what is no database.
     pub async fn open(settings: OpenSettings) -> Result<Store, StoreError> {
-        let inner = blocking(move || open::open(settings)).await?;
+        let inner = blocking(move || {
+            let engine = Engine::open(&settings)?;
+            Ok(Inner { trust_domain: settings.trust_domain, clock: settings.clock, engine })
+        })
+        .await?;
         Ok(Store { inner: Arc::new(inner) })
     }
 
@@ -97,45 +102,27 @@ impl Store {
         issued::IssuedRecords { store: self }
     }
 
-    /// Runs `work` in one read transaction.
-    async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
-    where
-        F: FnOnce(&Sql<'_>) -> Result<T, StoreError> + Send + 'static,
-        T: Send + 'static,
-    {
-        let Some(readers) = &self.inner.readers else {
-            // A database in memory is one connection.
-            return self.write(work).await;
-        };
-        let reader = readers.take().await?;
-        let now = self.inner.clock.now();
-        blocking(move || {
-            let mut reader = reader;
-            let connection = reader.connection()?;
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
-            let value = work(&Sql::new(&transaction, now))?;
-            transaction.finish()?;
-            reader.give_back();
-            Ok(value)
-        })
-        .await
+    fn dialect(&self) -> Dialect {
+        self.inner.engine.dialect()
     }
 
-    /// Runs `work` in one write transaction, alone. It is committed when `work` succeeds.
-    async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    /// Runs `work` in one read transaction. Where the engine wants it repeated, it runs again from its start.
+    async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
     where
-        F: FnOnce(&Sql<'_>) -> Result<T, StoreError> + Send + 'static,
+        F: FnOnce(&Sql<'_>) -> Result<T, StoreError> + Clone + Send + 'static,
         T: Send + 'static,
     {
-        let mut writer = Arc::clone(&self.inner.writer).lock_owned().await;
-        let now = self.inner.clock.now();
-        blocking(move || {
-            let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let value = work(&Sql::new(&transaction, now))?;
-            transaction.commit()?;
-            Ok(value)
-        })
-        .await
+        self.inner.engine.read(self.inner.clock.now(), work).await
+    }
+
+    /// Runs `work` in one write transaction, which is committed when `work` succeeds. Where the engine wants it repeated,
+    /// it runs again from its start, and nothing of the first time is left.
+    async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(&Sql<'_>) -> Result<T, StoreError> + Clone + Send + 'static,
+        T: Send + 'static,
+    {
+        self.inner.engine.write(self.inner.clock.now(), work).await
     }
 }
 
@@ -166,13 +153,11 @@ pub struct Page<T> {
 struct Inner {
     trust_domain: TrustDomain,
     clock: Clock,
-    readers: Option<open::Readers>,
-    writer: Arc<tokio::sync::Mutex<Connection>>,
-    // Last, so that the connections are closed before another server may open the file.
-    _lock: Option<open::FileLock>,
+    engine: Engine,
 }
 
 /// A page's bounds: rows with a greater id than `after`, at most `size` of them.
+#[derive(Clone)]
 struct Bounds {
     after: i64,
     size: u32,

@@ -1,4 +1,6 @@
-//! Opening: SPIRE's `connection_string`, the lock against a second server, connections.
+//! SQLite: SPIRE's `connection_string`, the lock against a second server, one writer and several readers.
+
+pub(in crate::store) mod values;
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -7,17 +9,15 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use finial_daemon::clock::Clock;
-use finial_identity::trust_domain::TrustDomain;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::dialect::Sql;
-use super::{Inner, StoreError, migrations};
+use crate::store::dialect::{self, Sql};
+use crate::store::{OpenSettings, StoreError, blocking, migrations};
 
 /// The busy timeout of SPIRE's driver.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,32 +28,16 @@ const READERS: usize = 8;
 const WAL_PAGES: u32 = 4000;
 const STATEMENTS: usize = 256;
 
-/// What [`Store::open`](super::Store::open) needs.
-#[derive(Clone)]
-pub struct OpenSettings {
-    /// As in SPIRE's `DataStore "sql"` for `sqlite3`: a path, or a `file:` URI with parameters. `:memory:` and
-    /// `mode=memory` give a database that lives as long as the store.
-    pub connection_string: String,
-    /// The database must belong to this trust domain; a new one will.
-    pub trust_domain: TrustDomain,
-    pub clock: Clock,
-    /// SPIRE's `disable_migration`: an older schema is refused. A new database is created all the same.
-    pub disable_migration: bool,
+/// An open database.
+pub(in crate::store) struct Database {
+    /// None for a database in memory, which is one connection.
+    readers: Option<Readers>,
+    writer: Arc<tokio::sync::Mutex<Connection>>,
+    // Last, so that the connections are closed before another server may open the file.
+    _lock: Option<FileLock>,
 }
 
-impl OpenSettings {
-    /// Settings with migrations allowed.
-    pub fn new(
-        connection_string: impl Into<String>,
-        trust_domain: TrustDomain,
-        clock: Clock,
-    ) -> OpenSettings {
-        let connection_string = connection_string.into();
-        OpenSettings { connection_string, trust_domain, clock, disable_migration: false }
-    }
-}
-
-pub(super) fn open(settings: OpenSettings) -> Result<Inner, StoreError> {
+pub(in crate::store) fn open(settings: &OpenSettings) -> Result<Database, StoreError> {
     let target = Target::parse(&settings.connection_string)?;
     let (mut writer, readers, lock) = match &target.place {
         Place::Memory => (target.prepare(Connection::open_in_memory()?)?, None, None),
@@ -62,26 +46,60 @@ pub(super) fn open(settings: OpenSettings) -> Result<Inner, StoreError> {
             let target = Target { place: Place::File(path.clone()), ..target };
             let lock = FileLock::take(&path)?;
             // Looked at without the right to write, so that a refused file stays as it is.
-            target.inspect(&settings)?;
+            target.inspect(settings)?;
             let writer = target.open(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
             (writer, Some(Readers::new(target)), Some(lock))
         }
     };
     let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let now = settings.clock.now();
-    migrations::bring_up(&Sql::new(&transaction, now), &settings.trust_domain, settings.disable_migration)?;
+    let sql = Sql::new(dialect::Connection::Sqlite(&transaction), now);
+    migrations::bring_up(&sql, &settings.trust_domain, settings.disable_migration)?;
     transaction.commit()?;
-    Ok(Inner {
-        trust_domain: settings.trust_domain,
-        clock: settings.clock,
-        readers,
-        writer: Arc::new(tokio::sync::Mutex::new(writer)),
-        _lock: lock,
-    })
+    Ok(Database { readers, writer: Arc::new(tokio::sync::Mutex::new(writer)), _lock: lock })
+}
+
+impl Database {
+    pub(in crate::store) async fn read<T, F>(&self, now: SystemTime, work: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(&Sql<'_>) -> Result<T, StoreError> + Send + 'static,
+        T: Send + 'static,
+    {
+        let Some(readers) = &self.readers else {
+            return self.write(now, work).await;
+        };
+        let reader = readers.take().await?;
+        blocking(move || {
+            let mut reader = reader;
+            let connection = reader.connection()?;
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+            let value = work(&Sql::new(dialect::Connection::Sqlite(&transaction), now))?;
+            transaction.finish()?;
+            reader.give_back();
+            Ok(value)
+        })
+        .await
+    }
+
+    /// Runs `work` alone.
+    pub(in crate::store) async fn write<T, F>(&self, now: SystemTime, work: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(&Sql<'_>) -> Result<T, StoreError> + Send + 'static,
+        T: Send + 'static,
+    {
+        let mut writer = Arc::clone(&self.writer).lock_owned().await;
+        blocking(move || {
+            let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = work(&Sql::new(dialect::Connection::Sqlite(&transaction), now))?;
+            transaction.commit()?;
+            Ok(value)
+        })
+        .await
+    }
 }
 
 /// Read-only connections, opened as they are needed and kept.
-pub(super) struct Readers {
+struct Readers {
     target: Arc<Target>,
     idle: Arc<Mutex<Vec<Connection>>>,
     permits: Arc<Semaphore>,
@@ -93,7 +111,7 @@ impl Readers {
     }
 
     /// Waits until a connection may be used.
-    pub(super) async fn take(&self) -> Result<Reader, StoreError> {
+    async fn take(&self) -> Result<Reader, StoreError> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_closed| StoreError::Closed)?;
         let connection = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         Ok(Reader {
@@ -107,7 +125,7 @@ impl Readers {
 
 /// The right to use one read-only connection. Dropped without [`give_back`](Reader::give_back), the connection closes:
 /// one that failed may be the cause.
-pub(super) struct Reader {
+struct Reader {
     connection: Option<Connection>,
     target: Arc<Target>,
     idle: Arc<Mutex<Vec<Connection>>>,
@@ -115,7 +133,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn connection(&mut self) -> Result<&mut Connection, StoreError> {
+    fn connection(&mut self) -> Result<&mut Connection, StoreError> {
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.target.open(OpenFlags::SQLITE_OPEN_READ_ONLY)?,
@@ -123,7 +141,7 @@ impl Reader {
         Ok(self.connection.insert(connection))
     }
 
-    pub(super) fn give_back(mut self) {
+    fn give_back(mut self) {
         if let Some(connection) = self.connection.take() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }
@@ -132,7 +150,7 @@ impl Reader {
 
 /// Holds a database file for this process, until dropped. The lock is advisory and on a file of its own, so tools that
 /// read the database are not in its way.
-pub(super) struct FileLock {
+struct FileLock {
     _held: Flock<File>,
 }
 
@@ -302,7 +320,7 @@ impl Target {
     fn inspect(&self, settings: &OpenSettings) -> Result<(), StoreError> {
         let mut connection = self.open(OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
-        let sql = Sql::new(&transaction, settings.clock.now());
+        let sql = Sql::new(dialect::Connection::Sqlite(&transaction), settings.clock.now());
         migrations::inspect(&sql, &settings.trust_domain, settings.disable_migration)?;
         Ok(())
     }
