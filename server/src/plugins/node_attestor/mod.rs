@@ -2,6 +2,7 @@
 
 pub mod exchange;
 pub mod join_token;
+pub mod path_template;
 
 use std::collections::BTreeMap;
 use std::fmt;
