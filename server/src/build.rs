@@ -17,6 +17,7 @@ use finial_proto::spire::api::server::debug::v1::debug_server::DebugServer;
 use finial_proto::spire::api::server::entry::v1::entry_server::EntryServer;
 use finial_proto::spire::api::server::logger::v1::logger_server::LoggerServer;
 use finial_proto::spire::api::server::svid::v1::svid_server::SvidServer;
+use finial_proto::spire::api::server::trustdomain::v1::trust_domain_server::TrustDomainServer;
 use futures::future::BoxFuture;
 use rustls::sign::CertifiedKey;
 use tokio::sync::{broadcast, watch};
@@ -28,7 +29,9 @@ use crate::access::handshake::{self, ForeignBundles, Trust};
 use crate::access::limit::Limits;
 use crate::agents::prune::{self, PruneSettings};
 use crate::api::gate::{Access, Door, Gate};
-use crate::api::{agent, bundle, debug, entry, health, logger, refused, serve, svid, watch as watching};
+use crate::api::{
+    agent, bundle, debug, entry, health, logger, refused, serve, svid, trust_domain, watch as watching,
+};
 use crate::authority::issue::Issuer;
 use crate::authority::profile::ProfileSettings;
 use crate::authority::server_svid::ServerSvid;
@@ -350,6 +353,11 @@ fn services(settings: &Settings, handles: &Handles, attestors: NodeAttestors, cl
         own: own_bundle.clone(),
         federated: federated.clone(),
     };
+    let domains = trust_domain::TrustDomains {
+        trust_domain: trust_domain.clone(),
+        store: store.clone(),
+        federated: federated.clone(),
+    };
     let mut for_strangers = Routes::builder();
     for_strangers
         .add_service(AgentServer::new(agents.clone()).max_decoding_message_size(STRANGERS_EVIDENCE))
@@ -381,7 +389,7 @@ fn services(settings: &Settings, handles: &Handles, attestors: NodeAttestors, cl
                 stop,
             }),
         }))
-        .add_service(refused::TrustDomain)
+        .add_service(TrustDomainServer::new(domains))
         .add_service(refused::LocalAuthority);
     Services { all: routes, for_strangers: for_strangers.routes() }
 }

@@ -7,7 +7,7 @@ use finial_proto::spire::api::server::bundle::v1::bundle_server::Bundle;
 use finial_proto::spire::api::types;
 use tonic::{Code, Request, Response, Status};
 
-use crate::access::audit::Subject;
+use crate::access::audit::{Others, Subject};
 use crate::api::convert::{self, BundleFault};
 use crate::api::gate::Call;
 use crate::api::status::{self, Refusal};
@@ -337,41 +337,51 @@ fn about(trust_domain: &str) -> Subject {
 
 fn authorities_subject(x509: &[types::X509Certificate], jwt: &[types::JwtKey]) -> Subject {
     let mut subject = Subject::default();
-    add_jwt(&mut subject, jwt);
-    add_x509(&mut subject, x509);
+    add_jwt(&mut subject.others, "", jwt);
+    add_x509(&mut subject.others, "", x509);
     subject
 }
 
 fn bundle_subject(bundle: &types::Bundle, mask: Option<&types::BundleMask>) -> Subject {
-    let mask = mask.unwrap_or(&convert::ALL_OF_BUNDLE);
     let mut subject = about(&bundle.trust_domain);
-    if mask.refresh_hint {
-        subject.others.add("refresh_hint", bundle.refresh_hint);
-    }
-    if mask.sequence_number {
-        subject.others.add("sequence_number", bundle.sequence_number);
-    }
-    if mask.jwt_authorities {
-        add_jwt(&mut subject, &bundle.jwt_authorities);
-    }
-    if mask.x509_authorities {
-        add_x509(&mut subject, &bundle.x509_authorities);
-    }
+    audit_bundle(&mut subject.others, "", bundle, mask);
     subject
 }
 
-fn add_jwt(subject: &mut Subject, keys: &[types::JwtKey]) {
-    for (i, key) in keys.iter().enumerate() {
-        let hash = convert::sha256_hex(&key.public_key);
-        subject.others.add(&format!("jwt_authority_key_id.{i}"), &key.key_id);
-        subject.others.add(&format!("jwt_authority_expires_at.{i}"), key.expires_at);
-        subject.others.add(&format!("jwt_authority_public_key_sha256.{i}"), hash);
+/// What the audit log says of a bundle beside its trust domain, with `prefix` before each name.
+pub(super) fn audit_bundle(
+    others: &mut Others,
+    prefix: &str,
+    bundle: &types::Bundle,
+    mask: Option<&types::BundleMask>,
+) {
+    let mask = mask.unwrap_or(&convert::ALL_OF_BUNDLE);
+    if mask.refresh_hint {
+        others.add(&format!("{prefix}refresh_hint"), bundle.refresh_hint);
+    }
+    if mask.sequence_number {
+        others.add(&format!("{prefix}sequence_number"), bundle.sequence_number);
+    }
+    if mask.jwt_authorities {
+        add_jwt(others, prefix, &bundle.jwt_authorities);
+    }
+    if mask.x509_authorities {
+        add_x509(others, prefix, &bundle.x509_authorities);
     }
 }
 
-fn add_x509(subject: &mut Subject, certificates: &[types::X509Certificate]) {
+fn add_jwt(others: &mut Others, prefix: &str, keys: &[types::JwtKey]) {
+    for (i, key) in keys.iter().enumerate() {
+        let hash = convert::sha256_hex(&key.public_key);
+        others.add(&format!("{prefix}jwt_authority_key_id.{i}"), &key.key_id);
+        others.add(&format!("{prefix}jwt_authority_expires_at.{i}"), key.expires_at);
+        others.add(&format!("{prefix}jwt_authority_public_key_sha256.{i}"), hash);
+    }
+}
+
+fn add_x509(others: &mut Others, prefix: &str, certificates: &[types::X509Certificate]) {
     for (i, certificate) in certificates.iter().enumerate() {
         let hash = convert::sha256_hex(&certificate.asn1);
-        subject.others.add(&format!("x509_authorities_asn1_sha256.{i}"), hash);
+        others.add(&format!("{prefix}x509_authorities_asn1_sha256.{i}"), hash);
     }
 }

@@ -16,6 +16,7 @@ pub mod refused;
 pub mod serve;
 pub mod status;
 pub mod svid;
+pub mod trust_domain;
 pub mod watch;
 
 #[cfg(test)]

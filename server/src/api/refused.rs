@@ -13,15 +13,6 @@ use tower::Service;
 
 use crate::api::status;
 
-/// `spire.api.server.trustdomain.v1.TrustDomain`: federation relationships.
-#[derive(Clone)]
-pub struct TrustDomain;
-
-impl NamedService for TrustDomain {
-    const NAME: &'static str =
-        finial_proto::spire::api::server::trustdomain::v1::trust_domain_server::SERVICE_NAME;
-}
-
 /// `spire.api.server.localauthority.v1.LocalAuthority`: rotation by hand.
 #[derive(Clone)]
 pub struct LocalAuthority;
@@ -49,5 +40,4 @@ macro_rules! refuse_all {
     };
 }
 
-refuse_all!(TrustDomain);
 refuse_all!(LocalAuthority);

@@ -57,7 +57,7 @@ impl Bundles<'_> {
     /// The bundle of a trust domain.
     pub async fn get(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
         let trust_domain = trust_domain.clone();
-        self.store.read(move |sql| Ok(find(sql, &trust_domain)?.map(|stored| stored.bundle))).await
+        self.store.read(move |sql| bundle_of(sql, &trust_domain)).await
     }
 
     /// All bundles, the own one too, in order of creation. Rows that are not readable are left out and logged.
@@ -137,10 +137,7 @@ impl Bundles<'_> {
     pub async fn set(&self, bundle: Bundle) -> Result<Bundle, StoreError> {
         self.store
             .write(move |sql| {
-                match find(sql, &bundle.trust_domain)? {
-                    Some(stored) => replace(sql, &stored, &bundle)?,
-                    None => insert(sql, &bundle)?,
-                }
+                put(sql, &bundle)?;
                 Ok(bundle)
             })
             .await
@@ -310,6 +307,19 @@ impl From<AuthorityEditError> for StoreError {
 impl From<PruneError> for StoreError {
     fn from(error: PruneError) -> StoreError {
         StoreError::FailedPrecondition(format!("prune failed: {error}"))
+    }
+}
+
+/// The bundle of a trust domain, within another transaction.
+pub(super) fn bundle_of(sql: &Sql<'_>, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
+    Ok(find(sql, trust_domain)?.map(|stored| stored.bundle))
+}
+
+/// Stores a bundle in the place of whatever is there, within another transaction.
+pub(super) fn put(sql: &Sql<'_>, bundle: &Bundle) -> Result<(), StoreError> {
+    match find(sql, &bundle.trust_domain)? {
+        Some(stored) => replace(sql, &stored, bundle),
+        None => insert(sql, bundle),
     }
 }
 

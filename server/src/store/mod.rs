@@ -9,7 +9,7 @@
 //! - A database that this release cannot serve is refused before anything is written to it.
 //!
 //! Operations are grouped by table: [`Store::entries`], [`Store::agents`], [`Store::bundles`], [`Store::tokens`],
-//! [`Store::journal`], [`Store::events`], [`Store::issued`].
+//! [`Store::federation`], [`Store::journal`], [`Store::events`], [`Store::issued`].
 
 pub mod agents;
 mod blob;
@@ -19,6 +19,7 @@ mod engine;
 pub mod entries;
 mod error;
 pub mod events;
+pub mod federation;
 mod filters;
 pub mod issued;
 pub mod journal;
@@ -80,6 +81,11 @@ impl Store {
     /// Trust bundles, own and federated.
     pub fn bundles(&self) -> bundles::Bundles<'_> {
         bundles::Bundles { store: self }
+    }
+
+    /// Relationships with other trust domains.
+    pub fn federation(&self) -> federation::Federation<'_> {
+        federation::Federation { store: self }
     }
 
     /// Join tokens.

@@ -14,7 +14,7 @@ fn jwt_key(key_id: &str) -> types::JwtKey {
     types::JwtKey { public_key, key_id: key_id.into(), expires_at: 7, tainted: false }
 }
 
-fn bundle(td: &str) -> types::Bundle {
+pub(super) fn bundle(td: &str) -> types::Bundle {
     types::Bundle {
         trust_domain: td.into(),
         x509_authorities: vec![root("other.org")],

@@ -9,8 +9,6 @@ use finial_proto::spire::api::server::localauthority::v1::local_authority_client
 use finial_proto::spire::api::server::logger::v1 as logger_wire;
 use finial_proto::spire::api::server::logger::v1::logger_client::LoggerClient;
 use finial_proto::spire::api::server::svid::v1 as svid_wire;
-use finial_proto::spire::api::server::trustdomain::v1 as domain_wire;
-use finial_proto::spire::api::server::trustdomain::v1::trust_domain_client::TrustDomainClient;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -67,14 +65,10 @@ async fn administrators_are_named_by_entry_or_by_configuration() {
 #[tokio::test(start_paused = true)]
 async fn what_is_not_built_says_so_to_those_who_may_ask() {
     let server = Server::start().await;
-    let list = domain_wire::ListFederationRelationshipsRequest::default;
-    let refused = TrustDomainClient::new(server.local.clone()).list_federation_relationships(list()).await;
-    let text = "spire.api.server.trustdomain.v1.TrustDomain/ListFederationRelationships is not built yet";
-    assert_refused(refused, Code::Unimplemented, text);
-    let refused = TrustDomainClient::new(server.anonymous()).list_federation_relationships(list()).await;
+    let state = authority_wire::GetX509AuthorityStateRequest::default;
+    let refused = LocalAuthorityClient::new(server.anonymous()).get_x509_authority_state(state()).await;
     assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
-    let state = authority_wire::GetX509AuthorityStateRequest::default();
-    let refused = LocalAuthorityClient::new(server.local.clone()).get_x509_authority_state(state).await;
+    let refused = LocalAuthorityClient::new(server.local.clone()).get_x509_authority_state(state()).await;
     let text = "spire.api.server.localauthority.v1.LocalAuthority/GetX509AuthorityState is not built yet";
     assert_refused(refused, Code::Unimplemented, text);
 }

@@ -6,6 +6,7 @@ mod callers;
 mod entries;
 mod siege;
 mod svids;
+mod trust_domains;
 mod watching;
 
 use std::sync::Arc;

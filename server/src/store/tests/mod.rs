@@ -13,6 +13,7 @@ use super::*;
 mod agents;
 mod bundles;
 mod entries;
+mod federation;
 mod issued;
 mod opening;
 mod others;
