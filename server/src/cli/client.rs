@@ -10,6 +10,7 @@ use finial_proto::spire::api::server::debug::v1::debug_client::DebugClient;
 use finial_proto::spire::api::server::entry::v1::entry_client::EntryClient;
 use finial_proto::spire::api::server::logger::v1::logger_client::LoggerClient;
 use finial_proto::spire::api::server::svid::v1::svid_client::SvidClient;
+use finial_proto::spire::api::server::trustdomain::v1::trust_domain_client::TrustDomainClient;
 use tonic::Status;
 use tonic::transport::Channel;
 use tonic_health::pb::health_client::HealthClient;
@@ -80,6 +81,10 @@ impl Client {
 
     pub fn bundles(&self) -> BundleClient<Channel> {
         BundleClient::new(self.channel.clone())
+    }
+
+    pub fn trust_domains(&self) -> TrustDomainClient<Channel> {
+        TrustDomainClient::new(self.channel.clone())
     }
 
     pub fn svids(&self) -> SvidClient<Channel> {

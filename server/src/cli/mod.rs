@@ -9,6 +9,7 @@ mod client;
 mod debug;
 mod entry;
 mod expiry;
+mod federation;
 mod healthcheck;
 mod logger;
 mod matching;
@@ -69,6 +70,9 @@ enum Verb {
     /// The bundle of this trust domain and those of others
     #[command(subcommand)]
     Bundle(bundle::Verb),
+    /// Relationships with other trust domains
+    #[command(subcommand)]
+    Federation(federation::Verb),
     /// X.509-SVIDs made by hand
     #[command(subcommand)]
     X509(x509::Verb),
@@ -140,6 +144,7 @@ impl Verb {
             Verb::Agent(verb) => talk(verb.run()),
             Verb::Token(verb) => talk(verb.run()),
             Verb::Bundle(verb) => talk(verb.run()),
+            Verb::Federation(verb) => talk(verb.run()),
             Verb::X509(verb) => talk(verb.run()),
             Verb::Debug(verb) => talk(verb.run()),
             Verb::Logger(verb) => talk(verb.run()),
@@ -150,7 +155,6 @@ impl Verb {
 
 /// SPIRE's verbs that are not there yet, with what they are about.
 const NOT_BUILT: &[(&str, &str)] = &[
-    ("federation", "federation relationships"),
     ("jwt", "JWT-SVIDs"),
     ("localauthority", "rotation by hand"),
     ("upstreamauthority", "tainting and revoking upstream authorities"),

@@ -8,6 +8,9 @@ fn parse(line: &[&str]) -> Result<Program, argv::Exit> {
     argv::parse(std::iter::once("finial-server").chain(line.iter().copied()).map(OsString::from))
 }
 
+const RELATIONSHIP: &str = "data trustDomain bundleEndpointURL bundleEndpointProfile endpointSpiffeID \
+                            trustDomainBundlePath trustDomainBundleFormat";
+
 /// SPIRE 1.15.3's flags of each verb that is built.
 fn spire() -> BTreeMap<String, Vec<String>> {
     let run = "config bindAddress serverPort dataDir logFile logFormat logLevel logSourceLocation trustDomain \
@@ -36,6 +39,12 @@ fn spire() -> BTreeMap<String, Vec<String>> {
         ("bundle set", "id path format"),
         ("bundle delete", "id mode"),
         ("bundle count", ""),
+        ("federation create", RELATIONSHIP),
+        ("federation update", RELATIONSHIP),
+        ("federation list", ""),
+        ("federation show", "trustDomain"),
+        ("federation delete", "id"),
+        ("federation refresh", "id"),
         ("x509 mint", "spiffeID ttl dns write"),
         ("logger get", ""),
         ("logger set", "level"),
@@ -166,7 +175,6 @@ fn verbs_to_come_are_refused_by_name() {
         not_built(&args)
     };
     for (line, verb) in [
-        ("federation list -output json", "federation list"),
         ("jwt mint -spiffeID x", "jwt mint"),
         ("localauthority x509 show", "localauthority x509 show"),
         ("upstreamauthority taint", "upstreamauthority taint"),

@@ -1,8 +1,9 @@
 use finial_proto::spire::api::server::bundle::v1::{
     batch_delete_federated_bundle_response, batch_set_federated_bundle_response,
 };
-use finial_proto::spire::api::types::Status;
+use finial_proto::spire::api::types::{JwtKey, Status};
 
+use super::format::wire_certificate;
 use super::*;
 
 /// The CA of a SPIRE 1.15.3 server and its key for JWTs.
