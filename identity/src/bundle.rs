@@ -1,7 +1,7 @@
 //! Bundles: the authorities by which a trust domain's SVIDs are judged.
 
 pub mod document;
-mod jwk;
+pub(crate) mod jwk;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

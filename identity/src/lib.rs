@@ -7,6 +7,7 @@ pub mod bundle;
 mod certificate;
 pub mod csr;
 pub mod entry;
+pub mod jwt_svid;
 pub mod lifetime;
 pub mod peer;
 pub mod selector;

@@ -16,7 +16,7 @@ use crate::signature::bit_length;
 
 /// A public key that bundles may hold. Equal keys compare equal, however they were written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum PublicKey {
+pub(crate) enum PublicKey {
     Ec {
         curve: Curve,
         x: Vec<u8>,
@@ -33,7 +33,7 @@ pub(super) enum PublicKey {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Curve {
+pub(crate) enum Curve {
     P256,
     P384,
     P521,
@@ -41,7 +41,7 @@ pub(super) enum Curve {
 
 /// Why a key cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum KeyFault {
+pub(crate) enum KeyFault {
     /// Of a kind, curve or size that is not known here: readers of a key set go on without it (RFC 7517 §5).
     NotSupported(String),
     /// Of a known kind but wrong.
@@ -157,7 +157,7 @@ impl PublicKey {
     }
 
     /// The content of the BIT STRING.
-    fn key_bytes(&self) -> Vec<u8> {
+    pub fn key_bytes(&self) -> Vec<u8> {
         match self {
             PublicKey::Ec { x, y, .. } => [&[4], x.as_slice(), y].concat(),
             PublicKey::Rsa { n, e } => tlv(SEQUENCE, &[unsigned(n), unsigned(e)].concat()),
