@@ -145,6 +145,8 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
                 ca_ttl: settings.ca_ttl,
                 x509_svid_ttl: settings.default_x509_svid_ttl,
                 agent_ttl: Some(settings.agent_ttl),
+                jwt_svid_ttl: settings.default_jwt_svid_ttl,
+                jwt_issuer: settings.jwt_issuer.clone(),
                 ..ProfileSettings::new(trust_domain.clone())
             },
             ca_key_type: settings.ca_key_type,
@@ -375,6 +377,7 @@ fn services(settings: &Settings, handles: &Handles, attestors: NodeAttestors, cl
             feed: feed.clone(),
             issuer,
             own_bundle: own_bundle.clone(),
+            without_jwt: settings.disable_jwt_svids,
         }))
         .add_service(BundleServer::new(bundles))
         .add_service(WatchServer::new(watching::Watching {

@@ -86,7 +86,10 @@ impl Bundle for Bundles {
     ) -> Result<Response<wire::PublishJwtAuthorityResponse>, Status> {
         let call = Call::of(&request)?;
         let key = request.into_inner().jwt_authority;
-        let subject = authorities_subject(&[], key.as_slice());
+        let mut subject = Subject::default();
+        if let Some(key) = &key {
+            add_jwt_key(&mut subject.others, "", key, "");
+        }
         let work = async {
             call.limit(1, "rejecting request due to key publishing rate limiting").await?;
             let key = key.ok_or_else(|| Refusal::invalid("missing JWT authority"))?;
@@ -107,7 +110,9 @@ impl Bundle for Bundles {
         request: Request<wire::PublishWitAuthorityRequest>,
     ) -> Result<Response<wire::PublishWitAuthorityResponse>, Status> {
         let call = Call::of(&request)?;
-        call.answer(Subject::default, async { Err(Refusal::not_built(call.granted.method())) }).await
+        let refused =
+            || Refusal::with_code(Code::Unimplemented, "WIT-SVID functionality is not yet implemented");
+        call.answer(Subject::default, async { Err(refused()) }).await
     }
 
     async fn list_federated_bundles(
@@ -372,11 +377,15 @@ pub(super) fn audit_bundle(
 
 fn add_jwt(others: &mut Others, prefix: &str, keys: &[types::JwtKey]) {
     for (i, key) in keys.iter().enumerate() {
-        let hash = convert::sha256_hex(&key.public_key);
-        others.add(&format!("{prefix}jwt_authority_key_id.{i}"), &key.key_id);
-        others.add(&format!("{prefix}jwt_authority_expires_at.{i}"), key.expires_at);
-        others.add(&format!("{prefix}jwt_authority_public_key_sha256.{i}"), hash);
+        add_jwt_key(others, prefix, key, &format!(".{i}"));
     }
+}
+
+fn add_jwt_key(others: &mut Others, prefix: &str, key: &types::JwtKey, suffix: &str) {
+    let hash = convert::sha256_hex(&key.public_key);
+    others.add(&format!("{prefix}jwt_authority_key_id{suffix}"), &key.key_id);
+    others.add(&format!("{prefix}jwt_authority_expires_at{suffix}"), key.expires_at);
+    others.add(&format!("{prefix}jwt_authority_public_key_sha256{suffix}"), hash);
 }
 
 fn add_x509(others: &mut Others, prefix: &str, certificates: &[types::X509Certificate]) {

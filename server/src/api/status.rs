@@ -76,11 +76,6 @@ impl Refusal {
         Refusal::new(Code::Internal, text.to_owned())
     }
 
-    /// UNIMPLEMENTED for a method (`/package.Service/Method`) that this server knows but does not have yet.
-    pub fn not_built(path: &str) -> Refusal {
-        Refusal::new(Code::Unimplemented, not_built_text(path))
-    }
-
     /// What reading a request stream failed with: the peer broke the protocol, or sent too much.
     pub fn from_stream(status: Status) -> Refusal {
         let code = match status.code() {
@@ -144,9 +139,9 @@ pub fn ok() -> types::Status {
     types::Status { code: Code::Ok as i32, message: "OK".to_owned() }
 }
 
-/// [`Refusal::not_built`] for a service that is not built at all.
+/// UNIMPLEMENTED for a method (`/package.Service/Method`) that this server knows but does not have yet.
 pub fn not_built(path: &str) -> Status {
-    Status::unimplemented(not_built_text(path))
+    Status::unimplemented(format!("{} is not built yet", path.trim_start_matches('/')))
 }
 
 /// UNIMPLEMENTED for a method that nobody knows.
@@ -180,10 +175,6 @@ fn with_reason(text: &str, reason: Reason) -> Status {
         }],
     };
     Status::with_details(Code::PermissionDenied, text, Bytes::from(whole.encode_to_vec()))
-}
-
-fn not_built_text(path: &str) -> String {
-    format!("{} is not built yet", path.trim_start_matches('/'))
 }
 
 /// The reason of a refusal, as the wire has it.

@@ -1,4 +1,6 @@
-//! `spire.api.server.svid.v1.SVID`: X.509-SVIDs for workloads, operators and nested servers.
+//! `spire.api.server.svid.v1.SVID`: SVIDs for workloads, operators and nested servers.
+
+mod wit;
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -18,8 +20,8 @@ use crate::api::convert;
 use crate::api::gate::Call;
 use crate::api::status::{self, Refusal};
 use crate::authority::chain::at;
-use crate::authority::issue::Issuer;
-use crate::authority::profile::MintIntent;
+use crate::authority::issue::{IssueError, IssuedJwt, Issuer};
+use crate::authority::profile::{MintIntent, MintJwtIntent, ProfileError};
 use crate::bundles::own::OwnBundle;
 use crate::entries::authorized;
 use crate::entries::feed::Feed;
@@ -31,6 +33,8 @@ pub struct Svids {
     pub feed: Feed,
     pub issuer: Issuer,
     pub own_bundle: OwnBundle,
+    /// The setting `disable_jwt_svids`.
+    pub without_jwt: bool,
 }
 
 #[tonic::async_trait]
@@ -96,14 +100,36 @@ impl Svid for Svids {
         &self,
         request: Request<wire::MintJwtsvidRequest>,
     ) -> Result<Response<wire::MintJwtsvidResponse>, Status> {
-        not_built(&request).await
+        let call = Call::of(&request)?;
+        if self.without_jwt {
+            return call.answer(Subject::default, async { Err(jwt_disabled()) }).await;
+        }
+        let wire::MintJwtsvidRequest { id, audience, ttl } = request.into_inner();
+        let id = convert::read_workload(id, &self.trust_domain);
+        let mut subject =
+            Subject { spiffe_id: id.as_ref().ok().map(SpiffeId::to_string), ..Subject::default() };
+        subject.others.add("ttl", ttl);
+        if !audience.is_empty() {
+            subject.others.add("audience", audience.join(","));
+        }
+        let work = async {
+            let id = id.map_err(|e| Refusal::invalid_because("invalid SPIFFE ID", &e))?;
+            let mint = MintJwtIntent { id, audience: audience.clone(), ttl: seconds(ttl) };
+            let issued = self.issuer.minted_jwt(&call.granted, mint).await.map_err(|error| match error {
+                IssueError::Profile(ProfileError::NoAudience) => no_audience(),
+                error => Refusal::shown(Code::Internal, NO_JWT, &error),
+            })?;
+            Ok(wire::MintJwtsvidResponse { svid: Some(signed_jwt(issued, &audience)) })
+        };
+        call.answer(|| subject, work).await
     }
 
     async fn mint_witsvid(
         &self,
         request: Request<wire::MintWitsvidRequest>,
     ) -> Result<Response<wire::MintWitsvidResponse>, Status> {
-        not_built(&request).await
+        let call = Call::of(&request)?;
+        call.answer(Subject::default, async { Err(wit::disabled()) }).await
     }
 
     async fn batch_new_x509svid(
@@ -141,14 +167,55 @@ impl Svid for Svids {
         &self,
         request: Request<wire::NewJwtsvidRequest>,
     ) -> Result<Response<wire::NewJwtsvidResponse>, Status> {
-        not_built(&request).await
+        let call = Call::of(&request)?;
+        let wire::NewJwtsvidRequest { entry_id, audience } = request.into_inner();
+        let signed: OnceLock<(SpiffeId, i32)> = OnceLock::new();
+        let subject = || {
+            let mut subject = Subject { entry_id: Some(entry_id.clone()), ..Subject::default() };
+            subject.others.add("audience", audience.join(","));
+            if let Some((id, ttl)) = signed.get() {
+                subject.spiffe_id = Some(id.to_string());
+                subject.others.add("ttl", ttl);
+            }
+            subject
+        };
+        let work = async {
+            call.limit(1, "rejecting request due to JWT signing request rate limiting").await?;
+            if self.without_jwt {
+                return Err(jwt_disabled());
+            }
+            let authorized = authorized::one_for_agent(&self.feed.snapshot(), &call.agent_id()?, &entry_id)
+                .ok_or_else(|| Refusal::not_found("entry not found or not authorized"))?;
+            let issued = self.issuer.workload_jwt(&authorized, audience.clone()).await;
+            let issued = issued.map_err(|error| match error {
+                IssueError::Profile(ProfileError::NoAudience) => no_audience(),
+                error => Refusal::internal(NO_JWT, &error),
+            })?;
+            // Set here only.
+            let _ = signed.set((issued.id.clone(), authorized.entry().jwt_svid_ttl));
+            Ok(wire::NewJwtsvidResponse { svid: Some(signed_jwt(issued, &audience)) })
+        };
+        call.answer(subject, work).await
     }
 
     async fn batch_new_witsvid(
         &self,
         request: Request<wire::BatchNewWitsvidRequest>,
     ) -> Result<Response<wire::BatchNewWitsvidResponse>, Status> {
-        not_built(&request).await
+        let call = Call::of(&request)?;
+        let params = request.into_inner().params;
+        let agent_id = match self.admit_batch(&call, params.len()).await {
+            Ok(agent_id) => agent_id,
+            Err(refusal) => return call.answer(Subject::default, async { Err(refusal) }).await,
+        };
+        let snapshot = self.feed.snapshot();
+        let results = params.into_iter().map(|one| {
+            let status = wit::refuse_new(&snapshot, &agent_id, &one).into();
+            let subject = || Subject { entry_id: Some(one.entry_id), ..Subject::default() };
+            call.audit_item(&status, subject);
+            wire::batch_new_witsvid_response::Result { status: Some(status), svid: None }
+        });
+        Ok(Response::new(wire::BatchNewWitsvidResponse { results: results.collect() }))
     }
 
     async fn new_downstream_x509ca(
@@ -228,9 +295,32 @@ impl Svids {
     }
 }
 
-async fn not_built<T, U>(request: &Request<T>) -> Result<Response<U>, Status> {
-    let call = Call::of(request)?;
-    call.answer(Subject::default, async { Err(Refusal::not_built(call.granted.method())) }).await
+/// What is said when a token could not be signed.
+const NO_JWT: &str = "failed to sign JWT-SVID";
+
+fn jwt_disabled() -> Refusal {
+    Refusal::with_code(Code::Unimplemented, "JWT functionality is disabled")
+}
+
+/// SPIRE answers so to an empty list, and INTERNAL to a list of empty texts.
+fn no_audience() -> Refusal {
+    Refusal::invalid("at least one audience is required")
+}
+
+fn signed_jwt(issued: IssuedJwt, audience: &[String]) -> types::Jwtsvid {
+    tracing::debug!(
+        spiffe_id = %issued.id,
+        audience = ?audience,
+        expiration = at(issued.expires_at),
+        "Server CA successfully signed JWT SVID"
+    );
+    types::Jwtsvid {
+        token: issued.token,
+        id: Some(convert::id(&issued.id)),
+        expires_at: issued.expires_at,
+        issued_at: issued.issued_at,
+        hint: String::new(),
+    }
 }
 
 /// A lifetime; nothing positive means the default.

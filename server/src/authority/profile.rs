@@ -20,7 +20,10 @@ use super::chain::at;
 use super::der::{self, DerFault, oid, tlv};
 use super::name;
 
+mod jwt;
+
 pub use super::name::SubjectSettings;
+pub use jwt::{DEFAULT_JWT_SVID_TTL, JwtIntent, JwtParent, MintJwtIntent};
 
 /// Defaults of `ca_ttl` and `default_x509_svid_ttl`.
 pub const DEFAULT_CA_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -42,7 +45,7 @@ const AUTHORITY_EXTENSIONS: &[u8] = &[
     0x30, 0x0f, 0x06, 0x03, 0x55, 0x1d, 0x13, 0x01, 0x01, 0xff, 0x04, 0x05, 0x30, 0x03, 0x01, 0x01, 0xff,
 ];
 
-/// Why something can not be put into a certificate.
+/// Why something can not be put into a certificate or a token.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     #[error("invalid X509-SVID ID: {0}")]
@@ -59,6 +62,12 @@ pub enum ProfileError {
     Lifetime(DerFault),
     #[error("the subject of the CA can not be read: {0}")]
     Subject(DerFault),
+    #[error("invalid JWT-SVID ID: {0}")]
+    JwtId(MembershipError),
+    #[error("at least one audience is required")]
+    NoAudience,
+    #[error("the JWT key ended at {}; it has to be renewed first", at(*.0))]
+    JwtKeyExpired(i64),
 }
 
 /// A serial number: random in 1 to 2^128-1.
@@ -106,6 +115,10 @@ pub struct ProfileSettings {
     pub x509_svid_ttl: Duration,
     /// `agent_ttl`; when not set, `default_x509_svid_ttl`.
     pub agent_ttl: Option<Duration>,
+    /// `default_jwt_svid_ttl`.
+    pub jwt_svid_ttl: Duration,
+    /// `jwt_issuer`.
+    pub jwt_issuer: Option<String>,
 }
 
 impl ProfileSettings {
@@ -116,6 +129,8 @@ impl ProfileSettings {
             ca_ttl: DEFAULT_CA_TTL,
             x509_svid_ttl: DEFAULT_X509_SVID_TTL,
             agent_ttl: None,
+            jwt_svid_ttl: DEFAULT_JWT_SVID_TTL,
+            jwt_issuer: None,
         }
     }
 }

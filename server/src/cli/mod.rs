@@ -11,6 +11,8 @@ mod entry;
 mod expiry;
 mod federation;
 mod healthcheck;
+mod jwt;
+mod lifetime;
 mod logger;
 mod matching;
 mod output;
@@ -76,6 +78,9 @@ enum Verb {
     /// X.509-SVIDs made by hand
     #[command(subcommand)]
     X509(x509::Verb),
+    /// JWT-SVIDs made by hand
+    #[command(subcommand)]
+    Jwt(jwt::Verb),
     /// What the server says of itself
     #[command(subcommand)]
     Debug(debug::Verb),
@@ -146,6 +151,7 @@ impl Verb {
             Verb::Bundle(verb) => talk(verb.run()),
             Verb::Federation(verb) => talk(verb.run()),
             Verb::X509(verb) => talk(verb.run()),
+            Verb::Jwt(verb) => talk(verb.run()),
             Verb::Debug(verb) => talk(verb.run()),
             Verb::Logger(verb) => talk(verb.run()),
             Verb::Completion { shell } => completion(shell.as_deref().unwrap_or("")),
@@ -155,7 +161,6 @@ impl Verb {
 
 /// SPIRE's verbs that are not there yet, with what they are about.
 const NOT_BUILT: &[(&str, &str)] = &[
-    ("jwt", "JWT-SVIDs"),
     ("localauthority", "rotation by hand"),
     ("upstreamauthority", "tainting and revoking upstream authorities"),
     ("wit", "WIT-SVIDs"),

@@ -4,14 +4,12 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use finial_daemon::argv::{OutputFormat, text};
-use finial_daemon::clock::{Clock, from_unix_seconds};
+use finial_daemon::clock::Clock;
 use finial_daemon::private_file;
-use finial_daemon::settings::GoDuration;
 use finial_identity::SpiffeId;
 use finial_identity::bundle::document::certificate_pem;
 use finial_proto::spire::api::server::bundle::v1::GetBundleRequest;
@@ -22,6 +20,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::client::Server;
+use super::lifetime::{capped, seconds};
 use super::matching::given;
 use super::output::{Failure, Output, Report, fail, json_line};
 
@@ -101,10 +100,7 @@ impl Mint {
             return Err(fail("server response missing X509 Authorities"));
         }
 
-        let err = match u64::try_from(nanos).map(Duration::from_nanos) {
-            Ok(asked) if clock.now() + asked > from_unix_seconds(svid.expires_at) => capped(svid.expires_at),
-            _ => String::new(),
-        };
+        let err = capped("X509-SVID", nanos, svid.expires_at, clock);
         let minted = Minted {
             chain: svid.cert_chain,
             key,
@@ -117,23 +113,6 @@ impl Mint {
         };
         Ok(Report { err, ..report })
     }
-}
-
-fn capped(expires_at: i64) -> String {
-    let expires = text::rfc3339(expires_at);
-    format!("X509-SVID lifetime was capped shorter than specified ttl; expires \"{expires}\"\n")
-}
-
-/// Rounded up; less than nothing asks for the default.
-fn seconds(nanos: i64) -> Result<i32, Failure> {
-    const SECOND: i64 = 1_000_000_000;
-    let seconds = nanos.saturating_add(SECOND - 1) / SECOND;
-    i32::try_from(seconds).map_err(|_| {
-        // SPIRE prints the number of seconds as if it were nanoseconds.
-        let shown = GoDuration(Duration::from_nanos(seconds.unsigned_abs()));
-        let sign = if seconds < 0 { "-" } else { "" };
-        fail(format!("invalid value for TTL: overflow converting time.Duration({sign}{shown}) to int32"))
-    })
 }
 
 /// A new P-256 key (PKCS#8, DER) and a request for it (PKCS#10, DER).
@@ -242,10 +221,6 @@ mod tests {
             minted_json(&minted()).out,
             "{\"x509_svid\":[\"bGVhZg==\",\"aW50ZXJtZWRpYXRl\"],\"private_key\":\"a2V5\",\"root_cas\":[\"cm9vdDw+\"]}\n"
         );
-        assert_eq!(
-            capped(1_795_300_497),
-            "X509-SVID lifetime was capped shorter than specified ttl; expires \"2026-11-21T22:34:57Z\"\n"
-        );
     }
 
     #[test]
@@ -289,19 +264,6 @@ mod tests {
         assert_eq!(
             request(&id, &["é".into()]).unwrap_err(),
             fail("unable to generate CSR: x509: \"é\" cannot be encoded as an IA5String")
-        );
-    }
-
-    #[test]
-    fn lifetimes_are_rounded_up() {
-        for (nanos, expected) in
-            [(0, 0), (1, 1), (1_000_000_000, 1), (1_000_000_001, 2), (-5_000_000_000, -4)]
-        {
-            assert_eq!(seconds(nanos), Ok(expected), "{nanos}");
-        }
-        assert_eq!(
-            seconds(3_600_000_000_000_000_000).unwrap_err(),
-            fail("invalid value for TTL: overflow converting time.Duration(3.6s) to int32")
         );
     }
 }

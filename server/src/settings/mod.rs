@@ -24,7 +24,7 @@ pub use plugins::{DataStore, Plugins};
 
 use crate::access::limit::Switches;
 use crate::agents::prune::{NodePruning, PruneSettings};
-use crate::authority::profile::SubjectSettings;
+use crate::authority::profile::{DEFAULT_JWT_SVID_TTL, SubjectSettings};
 use crate::entries::feed::FeedSettings;
 
 /// Where `run` looks without `-config`.
@@ -84,9 +84,15 @@ pub struct Settings {
 
     pub ca_ttl: Duration,
     pub ca_key_type: KeyType,
+    pub jwt_key_type: KeyType,
+    /// The claim `iss` of JWT-SVIDs.
+    pub jwt_issuer: Option<String>,
+    pub disable_jwt_svids: bool,
     pub ca_subject: SubjectSettings,
     /// Of an entry that says 0, and of the server's own SVID.
     pub default_x509_svid_ttl: Duration,
+    /// Of an entry that says 0.
+    pub default_jwt_svid_ttl: Duration,
     pub agent_ttl: Duration,
 
     pub admin_ids: Vec<SpiffeId>,
@@ -156,6 +162,12 @@ impl Settings {
         let socket_path = path(&flags.socket_path, server.string("socket_path"));
         let log = log(&server, flags);
         let ca_key_type = server.parsed("ca_key_type").unwrap_or(KeyType::EcP256);
+        let jwt_key_type = server.parsed("jwt_key_type").unwrap_or(ca_key_type);
+        let jwt_issuer = given(None, server.string("jwt_issuer"));
+        let disable_jwt_svids = server.bool("disable_jwt_svids").unwrap_or(false);
+        if disable_jwt_svids {
+            warnings.push("JWT-SVID profile is disabled".to_owned());
+        }
         let admin_ids = admin_ids(&server);
         let audit_log_enabled = server.bool("audit_log_enabled").unwrap_or(false);
         let feed = feed(experimental, &mut warnings);
@@ -188,8 +200,12 @@ impl Settings {
             log,
             ca_ttl: lifetimes.ca,
             ca_key_type,
+            jwt_key_type,
+            jwt_issuer,
+            disable_jwt_svids,
             ca_subject,
             default_x509_svid_ttl: lifetimes.x509_svid,
+            default_jwt_svid_ttl: lifetimes.jwt_svid,
             agent_ttl: lifetimes.agent,
             admin_ids,
             audit_log_enabled,
@@ -209,6 +225,7 @@ impl Settings {
 struct Lifetimes {
     ca: Duration,
     x509_svid: Duration,
+    jwt_svid: Duration,
     agent: Duration,
 }
 
@@ -218,18 +235,14 @@ impl Lifetimes {
         let ca = time(server, "ca_ttl").unwrap_or(24 * HOUR);
         let x509_svid = time(server, "default_x509_svid_ttl").unwrap_or(HOUR);
         let agent = time(server, "agent_ttl");
-        // The calls for JWT-SVIDs answer that they are not built yet, whatever these two say.
-        let jwt_svid = time(server, "default_jwt_svid_ttl");
-        if server.bool("disable_jwt_svids") == Some(true) {
-            warnings.push("JWT-SVID profile is disabled".to_owned());
-        }
+        let jwt_svid = time(server, "default_jwt_svid_ttl").unwrap_or(DEFAULT_JWT_SVID_TTL);
         let all = [
             ("default_x509_svid_ttl", Some(x509_svid)),
-            ("default_jwt_svid_ttl", jwt_svid),
+            ("default_jwt_svid_ttl", Some(jwt_svid)),
             ("agent_ttl", agent),
         ];
         warnings.extend(all.into_iter().filter_map(|(key, ttl)| ttl::warning(key, ttl?, ca)));
-        Lifetimes { ca, x509_svid, agent: agent.unwrap_or(x509_svid) }
+        Lifetimes { ca, x509_svid, jwt_svid, agent: agent.unwrap_or(x509_svid) }
     }
 }
 

@@ -66,7 +66,9 @@ fn every_key_has_its_effect() {
         prune_attested_nodes_batch_size = 50
         prune_tofu_nodes = true
         ratelimit { attestation = false  signing = true }
-        default_jwt_svid_ttl = "5m"
+        default_jwt_svid_ttl = "4m"
+        jwt_issuer = "https://issuer.example"
+        jwt_key_type = "EC-P384"
         disable_jwt_svids = true
         experimental {
             agent_spiffe_id_as_selector = true
@@ -89,6 +91,15 @@ fn every_key_has_its_effect() {
     assert_eq!(settings.default_x509_svid_ttl, Duration::from_secs(1800));
     assert_eq!(settings.agent_ttl, Duration::from_secs(7200));
     assert_eq!(settings.ca_key_type, KeyType::Rsa2048);
+    assert_eq!(settings.jwt_key_type, KeyType::EcP384);
+    assert_eq!(settings.jwt_issuer.as_deref(), Some("https://issuer.example"));
+    assert_eq!(settings.default_jwt_svid_ttl, Duration::from_secs(240));
+    assert!(settings.disable_jwt_svids);
+    assert!(
+        settings.warnings.contains(&"JWT-SVID profile is disabled".to_owned()),
+        "{:?}",
+        settings.warnings
+    );
     assert_eq!(settings.ca_subject.organization, ["A", "B"]);
     assert_eq!(settings.ca_subject.common_name, "C");
     assert_eq!(settings.admin_ids.len(), 2);
@@ -122,6 +133,11 @@ fn a_flag_goes_before_the_file_and_zero_counts_as_not_given() {
     let settings = minimal("bind_port = 0\nca_ttl = \"0s\"\nlog_format = \"\"").unwrap();
     assert_eq!((settings.bind_port, settings.log.format), (8081, LogFormat::Plain));
     assert_eq!(settings.ca_ttl, Duration::from_secs(24 * 3600));
+    let settings =
+        minimal("jwt_issuer = \"\"\ndefault_jwt_svid_ttl = \"0s\"\nca_key_type = \"rsa-4096\"").unwrap();
+    assert_eq!((settings.jwt_issuer, settings.jwt_key_type), (None, KeyType::Rsa4096));
+    assert_eq!(settings.default_jwt_svid_ttl, Duration::from_secs(300));
+    assert!(!settings.disable_jwt_svids);
 }
 
 #[test]
@@ -133,6 +149,7 @@ fn what_is_wrong_is_said_with_its_line() {
         ),
         ("bind_port = 70000", "bind_port: 70000 is out of range"),
         ("bind_port = true", "bind_port must be a whole number"),
+        ("jwt_key_type = \"ed25519\"", "server.conf:4: jwt_key_type: key type \"ed25519\" is unknown"),
         ("ca_ttl = \"soon\"", "server.conf:4: ca_ttl: "),
         ("log_level = \"loud\"", "log_level: unknown log level \"loud\""),
         ("log_format = \"xml\"", "log_format: unknown log format \"xml\""),
@@ -177,8 +194,6 @@ fn all_problems_are_reported_together() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     for text in [
-        "jwt_issuer = \"https://x\"",
-        "jwt_key_type = \"ec-p256\"",
         "proxy_protocol_trusted_cidrs = [\"10.0.0.0/8\"]",
         "profiling_enabled = true",
         "federation { bundle_endpoint { address = \"0.0.0.0\" port = 8443 } }",
@@ -195,7 +210,7 @@ fn what_is_not_built_is_refused_by_name() {
         );
     }
     // Set to what a missing key means.
-    let zeros = "jwt_issuer = \"\"\nprofiling_enabled = false\nprofiling_port = 0\nprofiling_names = []\nfederation {}";
+    let zeros = "profiling_enabled = false\nprofiling_port = 0\nprofiling_names = []\nfederation {}";
     minimal(zeros).unwrap();
     for (block, refused) in [
         ("telemetry { Prometheus { port = 9988 } }", Some("Prometheus: not built yet")),
@@ -263,6 +278,9 @@ fn lifetimes_that_a_rotation_would_cut_short_are_warned_of() {
     let settings = minimal("default_x509_svid_ttl = \"5h\"").unwrap();
     assert_eq!(settings.warnings.len(), 1, "{:?}", settings.warnings);
     assert!(settings.warnings[0].contains("or the ca_ttl to 30h or more"));
+    let settings = minimal("default_jwt_svid_ttl = \"5h\"").unwrap();
+    assert_eq!(settings.warnings.len(), 1, "{:?}", settings.warnings);
+    assert!(settings.warnings[0].starts_with("default_jwt_svid_ttl is too high"));
 }
 
 #[test]

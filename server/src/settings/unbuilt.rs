@@ -9,8 +9,6 @@ pub(super) fn server(section: &Section) {
     refuse(
         section,
         &[
-            "jwt_issuer",
-            "jwt_key_type",
             "proxy_protocol_trusted_cidrs",
             "profiling_enabled",
             "profiling_port",

@@ -4,6 +4,7 @@ mod agents;
 mod bundles;
 mod callers;
 mod entries;
+mod jwt;
 mod siege;
 mod svids;
 mod trust_domains;

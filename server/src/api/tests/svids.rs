@@ -184,19 +184,3 @@ async fn a_downstream_server_gets_a_ca() {
     let refused = client.new_downstream_x509ca(request(broken(csr_for(&["spiffe://example.org"])))).await;
     assert_refused_with(refused, Code::InvalidArgument, "invalid CSR signature: ");
 }
-
-#[tokio::test(start_paused = true)]
-async fn jwt_and_wit_svids_are_refused_by_name() {
-    let server = Server::start().await;
-    let agent = server.agent().await;
-    let text = |method: &str| format!("spire.api.server.svid.v1.SVID/{method} is not built yet");
-    let minted = server.svids().mint_jwtsvid(wire::MintJwtsvidRequest::default()).await;
-    assert_refused(minted, Code::Unimplemented, &text("MintJWTSVID"));
-    let minted = server.svids().mint_witsvid(wire::MintWitsvidRequest::default()).await;
-    assert_refused(minted, Code::Unimplemented, &text("MintWITSVID"));
-    let mut client = SvidClient::new(agent.channel.clone());
-    let new = client.new_jwtsvid(wire::NewJwtsvidRequest::default()).await;
-    assert_refused(new, Code::Unimplemented, &text("NewJWTSVID"));
-    let new = client.batch_new_witsvid(wire::BatchNewWitsvidRequest::default()).await;
-    assert_refused(new, Code::Unimplemented, &text("BatchNewWITSVID"));
-}

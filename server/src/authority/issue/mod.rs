@@ -1,6 +1,6 @@
-//! The only code that signs certificates.
+//! The only code that signs certificates and tokens.
 //!
-//! There is one door for each kind of certificate. It asks for a proof that only the file which checked it can make
+//! There is one door for each kind of them. It asks for a proof that only the file which checked it can make
 //! ([`Authorized`], [`Attested`], [`Renewable`], [`Granted`]), and for a signing request whose signature holds
 //! ([`VerifiedCsr`]). What was signed is read back before anyone gets it; see [`read_back`].
 
@@ -25,8 +25,10 @@ use tokio::sync::watch;
 use x509_cert::der::Encode;
 
 pub use file_key::{FileKey, FileKeyFault};
-pub use jwt::ActiveJwtKey;
+pub use jwt::{ActiveJwtKey, IssuedJwt, JwtReadBackFault};
 pub use read_back::ReadBackFault;
+
+use jwt::JwtSigner;
 
 use super::der::{self, tlv};
 use super::profile::{self, Intent, MintIntent, Occasion, Parent, ProfileError, Profiles, Serial};
@@ -45,6 +47,8 @@ const DOWNSTREAM: &str = "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA";
 pub enum IssueError {
     #[error("X509 CA is not available for signing")]
     NoAuthority,
+    #[error("JWT key is not available for signing")]
+    NoJwtKey,
     #[error(transparent)]
     Profile(#[from] ProfileError),
     #[error("the CA key can not sign: {0}")]
@@ -55,6 +59,8 @@ pub enum IssueError {
     Random,
     #[error("what was signed is not what was meant, and was thrown away: {0}; report this as a defect")]
     ReadBack(#[from] ReadBackFault),
+    #[error("what was signed is not what was meant, and was thrown away: {0}; report this as a defect")]
+    JwtReadBack(#[from] JwtReadBackFault),
     #[error("peers would refuse what this CA signs: {0}; check the chain that the upstream authority gave")]
     Refused(#[from] PeerError),
     #[error("the key and the CA certificate do not belong together")]
@@ -220,7 +226,7 @@ pub struct Issuer {
     profiles: Arc<Profiles>,
     clock: Clock,
     active: watch::Receiver<Option<Arc<ActiveCa>>>,
-    jwt: watch::Receiver<Option<Arc<ActiveJwtKey>>>,
+    jwt: JwtSigner,
     log: IssuedLog,
 }
 
@@ -232,7 +238,7 @@ impl Issuer {
         jwt: watch::Receiver<Option<Arc<ActiveJwtKey>>>,
         log: IssuedLog,
     ) -> Issuer {
-        Issuer { profiles, clock, active, jwt, log }
+        Issuer { profiles, clock, active, jwt: JwtSigner::new(jwt), log }
     }
 
     /// The CA that signs now.
@@ -245,11 +251,6 @@ impl Issuer {
         let mut changes = self.active.clone();
         changes.mark_unchanged();
         changes
-    }
-
-    /// The key that signs JWT-SVIDs now.
-    pub fn active_jwt(&self) -> Option<Arc<ActiveJwtKey>> {
-        self.jwt.borrow().clone()
     }
 
     /// An SVID for a workload behind an agent.

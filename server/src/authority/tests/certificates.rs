@@ -41,7 +41,7 @@ fn agent() -> SpiffeId {
     SpiffeId::parse("spiffe://example.org/spire/agent/join_token/1").unwrap()
 }
 
-fn entry(id: &str, ttl: i32, dns_names: &[&str]) -> Entry {
+pub(super) fn entry(id: &str, ttl: i32, dns_names: &[&str]) -> Entry {
     Entry {
         id: "entry-1".into(),
         spiffe_id: SpiffeId::parse(id).unwrap(),
@@ -62,7 +62,7 @@ fn entry(id: &str, ttl: i32, dns_names: &[&str]) -> Entry {
     }
 }
 
-fn authorized(entry: Entry) -> Authorized {
+pub(super) fn authorized(entry: Entry) -> Authorized {
     let id = entry.id.clone();
     let rows = Rows { entries: vec![(id.clone(), Some(entry))], ..Rows::default() };
     let snapshot = Snapshot::empty(trust_domain()).with(rows, 0).unwrap();
@@ -79,7 +79,7 @@ fn granted(caller: Caller, method: &str, flags: EntryFlags, now: SystemTime) -> 
     permit::decide(permit::row(method).unwrap(), &facts).unwrap()
 }
 
-fn local(method: &str, now: SystemTime) -> Granted {
+pub(super) fn local(method: &str, now: SystemTime) -> Granted {
     granted(Caller::from_socket(&ConnInfo::new(Origin::Memory, None)), method, EntryFlags::default(), now)
 }
 

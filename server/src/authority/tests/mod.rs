@@ -2,6 +2,7 @@
 
 mod certificates;
 mod drive;
+mod jwt;
 pub(crate) mod pki;
 mod rotate;
 
