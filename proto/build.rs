@@ -45,6 +45,9 @@ const SHARED_BYTES: &[&str] = &[
     ".X509SVID.bundle",
     ".X509BundlesResponse",
     ".JWTBundlesResponse",
+    ".spire.api.agent.delegatedidentity.v1.X509SVIDWithKey.x509_svid_key",
+    ".spire.api.agent.delegatedidentity.v1.SubscribeToX509BundlesResponse",
+    ".spire.api.agent.delegatedidentity.v1.SubscribeToJWTBundlesResponse",
 ];
 
 /// Messages that hold a private key: `src/secret.rs` gives them a `Debug` that does not show it.

@@ -33,6 +33,7 @@ const AGENT_ROOMS: &[(&str, &[&str])] = &[
     ("attest", &["own_svid", "plugins", "storage", "sync"]),
     ("sync", &["attest", "cache", "own_svid", "storage"]),
     ("workload_api", &["attest", "cache", "plugins"]),
+    ("admin_api", &["attest", "cache", "own_svid", "sync", "workload_api"]),
     ("settings", &["attest", "cache", "plugins", "storage", "sync", "workload_api"]),
     ("cli", &["build", "settings", "run"]),
 ];
@@ -48,6 +49,7 @@ const WIRE_EDGES: &[&str] = &[
     "server/src/store/blob",
     "server/src/store/journal",
     "server/src/build",
+    "agent/src/admin_api/",
     "agent/src/workload_api/",
     "agent/src/sync/client",
     "agent/src/cli/",

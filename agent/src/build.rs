@@ -8,10 +8,12 @@ use finial_daemon::keys::{KeyError, KeyManager};
 use finial_daemon::listen::Incoming;
 use finial_daemon::ready::Gate;
 use finial_daemon::run::{Failure, Tasks};
+use finial_daemon::telemetry::LogHandle;
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin_api::{self, AdminApi};
 use crate::attest::workload::WorkloadAttestation;
 use crate::bootstrap::{self, BootstrapError};
 use crate::cache::Cache;
@@ -19,6 +21,7 @@ use crate::own_svid::Identity;
 use crate::own_svid::keep::{KeepError, Keeper};
 use crate::settings::Settings;
 use crate::storage::{Storage, StorageError};
+use crate::sync::LastSync;
 use crate::sync::client::Client;
 use crate::sync::entries::{Entries, Known};
 use crate::sync::svids::Svids;
@@ -31,6 +34,10 @@ pub struct Surroundings {
     pub server: Dialer,
     /// Brings workloads.
     pub workloads: Incoming,
+    /// Brings callers of the admin APIs, where there is an admin socket.
+    pub admins: Option<Incoming>,
+    /// What the Logger API changes.
+    pub log: LogHandle,
     /// Keeps the agent's own keys.
     pub keys: Arc<dyn KeyManager>,
     /// Ends the agent when it is cancelled.
@@ -88,6 +95,8 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
     let ready = Gate::new();
     let first_sync = ready.hold("the first entries and bundles from the server");
     let (denials, denied) = mpsc::channel(1);
+    let last_sync = LastSync::new(clock.clone());
+    let attestation = WorkloadAttestation::new(settings.workload_attestors);
 
     let keeper = Keeper {
         identity: identity.clone(),
@@ -107,6 +116,7 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         interval: settings.sync_interval,
         denials: denials.clone(),
         known: Known::default(),
+        last_sync: last_sync.clone(),
     };
     let svids = Svids {
         client: client.clone(),
@@ -117,32 +127,51 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
     };
     let api = WorkloadApi {
         cache: cache.clone(),
-        attestation: WorkloadAttestation::new(settings.workload_attestors),
+        attestation: attestation.clone(),
         allow_unauthenticated_verifiers: settings.allow_unauthenticated_verifiers,
         ready: ready.clone(),
+        clock: clock.clone(),
+    };
+    let admin = AdminApi {
+        cache: cache.clone(),
+        attestation,
+        authorized_delegates: settings.authorized_delegates,
+        identity: identity.clone(),
+        last_sync,
+        log: around.log,
         clock,
     };
 
+    let sockets =
+        Sockets { workloads: (around.workloads, api), admins: around.admins.map(|admins| (admins, admin)) };
     let handles = Handles { cache, identity };
-    let task = run(keeper, entries, svids, api, client, first_sync, around.workloads, around.stop);
+    let task = run(keeper, entries, svids, sockets, client, first_sync, around.stop);
     Ok(Built { handles, ready, task: Box::pin(task) })
 }
 
-/// The socket is served from the start: callers are told to come back until the first sync.
-#[allow(clippy::too_many_arguments, reason = "the parts of an agent, each once")]
+/// What the agent serves, and to whom.
+struct Sockets {
+    workloads: (Incoming, WorkloadApi),
+    admins: Option<(Incoming, AdminApi)>,
+}
+
+/// The sockets are served from the start: callers are told to come back until the first sync.
 async fn run(
     keeper: Keeper,
     entries: Entries,
     svids: Svids,
-    api: WorkloadApi,
+    sockets: Sockets,
     client: Client,
     first_sync: finial_daemon::ready::Hold,
-    workloads: Incoming,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     let tasks = Tasks::new();
     let stopping = tasks.stop_token();
+    let (workloads, api) = sockets.workloads;
     tasks.spawn_critical("workload_api", workload_api::serve(workloads, api, stopping.clone()));
+    if let Some((admins, api)) = sockets.admins {
+        tasks.spawn_critical("admin_api", admin_api::serve(admins, api, stopping.clone()));
+    }
     tokio::select! {
         () = stop.cancelled() => return Ok(tasks.shutdown().await?),
         () = stopping.cancelled() => return Ok(tasks.shutdown().await?),

@@ -1,6 +1,7 @@
 //! The agent: one per node. It proves its node to the server, attests each process that connects to its socket, and
 //! pushes rotated SVIDs to it.
 
+pub mod admin_api;
 pub mod attest;
 pub mod bootstrap;
 pub mod build;

@@ -6,6 +6,7 @@
 pub mod bundle;
 mod certificate;
 pub mod csr;
+mod distinguished_name;
 pub mod entry;
 pub mod jwt_svid;
 pub mod lifetime;

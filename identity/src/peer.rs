@@ -76,6 +76,20 @@ pub fn verify_svid<A: AsRef<[u8]>>(
     Err(error)
 }
 
+/// The certificates of a chain, leaf first, followed by the authority (of these, DER) that signed its last one; None when
+/// none of them did. For showing: nothing is verified but that last signature.
+pub fn path<A: AsRef<[u8]>>(svid: &X509Svid, authorities: &[A]) -> Option<Vec<AuthorityCertificate>> {
+    let read = |der: &[u8]| AuthorityCertificate::read(der).ok();
+    let mut path = svid.chain().iter().map(|der| read(der)).collect::<Option<Vec<_>>>()?;
+    let last = path.last()?;
+    let root = authorities
+        .iter()
+        .filter_map(|der| read(der.as_ref()))
+        .find(|root| root.subject_der() == last.issuer_der() && last.was_signed_by(root))?;
+    path.push(root);
+    Some(path)
+}
+
 struct Anchor<'a> {
     trust: TrustAnchor<'a>,
     certificate: AuthorityCertificate,

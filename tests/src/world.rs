@@ -96,6 +96,7 @@ pub struct Node {
     pub handles: finial_agent::build::Handles,
     folder: PathBuf,
     socket: Wire,
+    admin: Wire,
     stop: CancellationToken,
     task: JoinHandle<Result<(), finial_agent::build::RunError>>,
 }
@@ -233,12 +234,14 @@ impl World {
         let settings =
             finial_agent::settings::Settings::read(&file, &finial_agent::settings::Flags::default())
                 .map_err(|error| error.to_string())?;
-        let socket = Wire::new();
+        let (socket, admin) = (Wire::new(), Wire::new());
         let stop = CancellationToken::new();
         let around = finial_agent::build::Surroundings {
             clock: self.clock.clone(),
             server: self.network(),
             workloads: socket.listen(),
+            admins: Some(admin.listen()),
+            log: LogHandle::detached(LogLevel::Info),
             keys: Choice::Disk { directory: folder.clone() }
                 .open()
                 .await
@@ -247,7 +250,7 @@ impl World {
         };
         let built = finial_agent::build::build(settings, around).await.map_err(|error| error.to_string())?;
         let task = tokio::spawn(built.task);
-        let node = Node { handles: built.handles, folder, socket, stop, task };
+        let node = Node { handles: built.handles, folder, socket, admin, stop, task };
         Ok(node)
     }
 
@@ -385,6 +388,12 @@ impl Node {
         let peer = Arc::new(LocalPeer::of_process(pid).expect("the process lives"));
         let dialer = Dialer::Memory(self.socket.dialer().acting_as(peer));
         Workload { channel: dial::channel(dialer, None, "localhost") }
+    }
+
+    /// A channel to the admin socket on which the caller is the process `pid`.
+    pub fn admin(&self, pid: u32) -> Channel {
+        let peer = Arc::new(LocalPeer::of_process(pid).expect("the process lives"));
+        dial::channel(Dialer::Memory(self.admin.dialer().acting_as(peer)), None, "localhost")
     }
 
     /// A client that is this very process.

@@ -35,7 +35,7 @@ use finial_identity::{
     selector::{Selector, sorted},
     x509_svid::X509Svid,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 pub use held::{Reason, Svid};
 pub use index::Index;
@@ -183,6 +183,17 @@ impl Cache {
     pub fn subscribe(&self, selectors: Vec<Selector>) -> Subscription {
         let (slot, views) = self.change(|state, now| state.subscribe(sorted(selectors), now));
         Subscription::new(self.clone(), slot, views)
+    }
+
+    /// The entries that whoever has these selectors is entitled to, by entry ID. None until entries and bundle have come.
+    pub fn entries_of(&self, selectors: &[Selector]) -> Option<Vec<Arc<Entry>>> {
+        let now = self.shared.clock.now();
+        self.state().entries_of(selectors, now)
+    }
+
+    /// Follows all bundles the agent knows, its own trust domain's first; empty until they have come.
+    pub fn bundles(&self) -> watch::Receiver<Arc<[Arc<TrustBundle>]>> {
+        self.state().follow_bundles()
     }
 
     /// Figures for the debug interface and for metrics.

@@ -16,7 +16,8 @@ use finial_identity::{
 use tokio::sync::watch;
 
 use super::{
-    CacheSettings, DEFAULT_MAX_SVIDS, EntryUpdate, Index, NewSvid, Reason, Stats, Svid, View, Wanted,
+    CacheSettings, DEFAULT_MAX_SVIDS, EntryUpdate, Index, NewSvid, Reason, Stats, Svid, TrustBundle, View,
+    Wanted,
     held::Held,
     subscribe::{SlotId, Slots},
     view::Bundles,
@@ -28,6 +29,8 @@ pub(super) struct State {
     index: Index,
     has_entries: bool,
     bundles: Bundles,
+    /// `bundles`, for those who follow all of them.
+    all_bundles: watch::Sender<Arc<[Arc<TrustBundle>]>>,
     /// By entry ID.
     held: HashMap<String, Held>,
     slots: Slots,
@@ -46,6 +49,7 @@ impl State {
             index: Index::default(),
             has_entries: false,
             bundles: Bundles::default(),
+            all_bundles: watch::Sender::default(),
             held: HashMap::new(),
             slots: Slots::default(),
             accesses: 0,
@@ -88,6 +92,7 @@ impl State {
         now: SystemTime,
     ) {
         if self.bundles.replace(own, federated) {
+            self.all_bundles.send_replace(self.bundles.all().cloned().collect());
             self.refresh_all(now);
         }
     }
@@ -240,6 +245,16 @@ impl State {
         }
     }
 
+    pub(super) fn entries_of(&self, selectors: &[Selector], now: SystemTime) -> Option<Vec<Arc<Entry>>> {
+        let mut entries = self.index.matching(selectors);
+        entries.retain(|entry| !has_ended(entry, now));
+        self.is_synced().then_some(entries)
+    }
+
+    pub(super) fn follow_bundles(&self) -> watch::Receiver<Arc<[Arc<TrustBundle>]>> {
+        self.all_bundles.subscribe()
+    }
+
     pub(super) fn stats(&self) -> Stats {
         Stats {
             entries: self.index.len(),
@@ -252,6 +267,10 @@ impl State {
     /// Whether more became wanted since the last call.
     pub(super) fn take_more_wanted(&mut self) -> bool {
         std::mem::take(&mut self.more_wanted)
+    }
+
+    fn is_synced(&self) -> bool {
+        self.has_entries && self.bundles.own.is_some()
     }
 
     fn remove_entry(&mut self, id: &str, touched: &mut BTreeSet<SlotId>) {
@@ -341,6 +360,7 @@ impl State {
 
     /// Rebuilds a slot's view and shows it to the subscribers if it reads differently.
     fn refresh_one(&mut self, id: SlotId, now: SystemTime) {
+        let synced = self.is_synced();
         let Some(slot) = self.slots.get_mut(id) else { return };
         let mut entries = self.index.matching(&slot.selectors);
         entries.retain(|entry| !has_ended(entry, now));
@@ -348,7 +368,6 @@ impl State {
             let held = self.held.get(&entry.id)?;
             held.svid.is_usable(entry, now).then(|| held.svid.clone())
         };
-        let synced = self.has_entries && self.bundles.own.is_some();
         let view = View::build(synced, &entries, usable, &self.bundles);
         let missing: Vec<String> =
             entries.iter().filter(|entry| usable(entry).is_none()).map(|entry| entry.id.clone()).collect();

@@ -136,6 +136,11 @@ impl TrustBundle {
 }
 
 impl Bundles {
+    /// All of them, the own one first.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<TrustBundle>> {
+        self.own.iter().chain(self.federated.values())
+    }
+
     /// Takes over a new set; bundles that did not change stay the same values. Says whether any changed.
     pub(super) fn replace(
         &mut self,

@@ -1,18 +1,21 @@
 //! The command line of `finial-agent`: SPIRE's verbs, flags, texts and exit codes.
 
+mod admin;
 mod api;
 mod healthcheck;
+mod output;
 mod run;
 mod socket;
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use finial_daemon::argv;
 
 use crate::settings::Flags;
+
+use output::print;
 
 /// Runs the program. `args` begin with its name.
 pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -47,6 +50,12 @@ enum Verb {
     /// Talks to the Workload API as a workload does
     #[command(subcommand)]
     Api(api::Verb),
+    /// Shows and changes the log level of a running agent
+    #[command(subcommand)]
+    Logger(admin::LoggerVerb),
+    /// Shows what a running agent says about itself
+    #[command(subcommand)]
+    Debug(admin::DebugVerb),
     /// Prints a completion script for a shell
     #[command(after_help = COMPLETION_HELP)]
     Completion {
@@ -79,18 +88,15 @@ impl Verb {
             Verb::Healthcheck(check) => block_on(check.run()),
             Verb::Api(api::Verb::Fetch(api::Fetch::X509(fetch))) => block_on(fetch.run()),
             Verb::Api(api::Verb::Watch(watch)) => block_on(watch.run()),
+            Verb::Logger(verb) => block_on(verb.run()),
+            Verb::Debug(verb) => block_on(verb.run()),
             Verb::Completion { shell } => completion(shell.as_deref().unwrap_or("")),
         }
     }
 }
 
 /// SPIRE's verbs that are not there yet, with what they are about.
-const NOT_BUILT: &[(&str, &str)] = &[
-    ("api fetch jwt", "JWT-SVIDs"),
-    ("api validate", "JWT-SVIDs"),
-    ("logger", "the agent's admin socket"),
-    ("debug", "the agent's admin socket"),
-];
+const NOT_BUILT: &[(&str, &str)] = &[("api fetch jwt", "JWT-SVIDs"), ("api validate", "JWT-SVIDs")];
 
 fn not_built(args: &[OsString]) -> Option<String> {
     let words: Vec<&str> = args.iter().skip(1).filter_map(|word| word.to_str()).collect();
@@ -130,12 +136,6 @@ fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Writes to standard output. That nobody reads it is no fault (`finial-agent … | head`).
-fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 #[cfg(test)]

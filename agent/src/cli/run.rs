@@ -16,12 +16,14 @@ use finial_daemon::telemetry::{self, LogHandle, TelemetryError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::print;
+use super::output::print;
 use crate::build::{BuildError, Built, RunError, Surroundings, build};
 use crate::settings::{Flags, Settings};
 
 /// The Workload API is for every process of the node.
 const PUBLIC_SOCKET: SocketMode = SocketMode { socket: 0o777, dir: 0o755 };
+/// The admin APIs are for the agent's own user and group.
+const ADMIN_SOCKET: SocketMode = SocketMode { socket: 0o770, dir: 0o755 };
 const PROGRAM: &str = "finial-agent";
 
 pub(super) const HELP: &str = "\
@@ -60,6 +62,8 @@ enum ProgramError {
     Keys(#[from] KeyError),
     #[error("cannot listen on {}: {source}; check socket_path and whether another agent runs", path.display())]
     Listen { path: PathBuf, source: io::Error },
+    #[error("cannot listen on {}: {source}; check admin_socket_path and whether another agent runs", path.display())]
+    ListenAdmin { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]
@@ -128,13 +132,13 @@ pub fn validate(flags: &Flags) -> ExitCode {
 async fn serve(settings: Settings, clock: Clock, log: LogHandle) -> Result<(), ProgramError> {
     let asked_to_stop = signals().map_err(ProgramError::Signals)?;
     let mut asked_to_stop = pin!(asked_to_stop);
-    let log_signals = tokio::spawn(telemetry::follow_signals(log).map_err(ProgramError::Signals)?);
+    let log_signals = tokio::spawn(telemetry::follow_signals(log.clone()).map_err(ProgramError::Signals)?);
     let _end_with_this = AbortOnDropHandle::new(log_signals);
 
     let _held = DataDir::take(&settings.data_dir, PROGRAM)?;
     let stop = CancellationToken::new();
     let mut built = tokio::select! {
-        built = start(settings, clock, stop.clone()) => built?,
+        built = start(settings, clock, log, stop.clone()) => built?,
         _ = &mut asked_to_stop => return Ok(()),
     };
     tokio::select! {
@@ -145,7 +149,12 @@ async fn serve(settings: Settings, clock: Clock, log: LogHandle) -> Result<(), P
 }
 
 /// Opens the keys and the socket, and builds the agent.
-async fn start(settings: Settings, clock: Clock, stop: CancellationToken) -> Result<Built, ProgramError> {
+async fn start(
+    settings: Settings,
+    clock: Clock,
+    log: LogHandle,
+    stop: CancellationToken,
+) -> Result<Built, ProgramError> {
     tracing::info!(
         data_dir = %settings.data_dir.display(),
         trust_domain_id = %settings.trust_domain.id(),
@@ -156,8 +165,17 @@ async fn start(settings: Settings, clock: Clock, stop: CancellationToken) -> Res
     let path = settings.socket_path.clone();
     let workloads = listen::unix(&path, PUBLIC_SOCKET);
     let workloads = workloads.map_err(|source| ProgramError::Listen { path: path.clone(), source })?;
+    let admins = match &settings.admin_socket_path {
+        Some(path) => {
+            let admins = listen::unix(path, ADMIN_SOCKET);
+            let admins = admins.map_err(|source| ProgramError::ListenAdmin { path: path.clone(), source })?;
+            tracing::info!(address = %path.display(), network = "unix", "Starting Admin APIs");
+            Some(admins)
+        }
+        None => None,
+    };
     let server = Dialer::tcp(settings.server_address.clone(), settings.server_port);
-    let built = build(settings, Surroundings { clock, server, workloads, keys, stop }).await?;
+    let built = build(settings, Surroundings { clock, server, workloads, admins, log, keys, stop }).await?;
     let address = path.display();
     tracing::info!(%address, network = "unix", subsystem_name = "endpoints", "Starting agent APIs");
     Ok(built)

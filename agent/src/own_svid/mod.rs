@@ -105,7 +105,7 @@ impl Identity {
         Arc::new(move || tls::client_config(&identity, None))
     }
 
-    fn set_own(&self, own: OwnSvid) {
+    pub(crate) fn set_own(&self, own: OwnSvid) {
         self.own.send_replace(Some(Arc::new(own)));
     }
 }

@@ -6,6 +6,7 @@
 mod bootstrap;
 mod unbuilt;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use finial_daemon::keys::KeyType;
 use finial_daemon::settings::plugins::{PluginStanza, plugin_stanzas};
 use finial_daemon::settings::{Block, Section, SettingsError, load};
 use finial_daemon::telemetry::{LogFormat, LogLevel, TelemetrySettings};
-use finial_identity::{TrustDomain, lifetime};
+use finial_identity::{SpiffeId, TrustDomain, lifetime};
 
 pub use bootstrap::{Bootstrap, BundleFormat};
 
@@ -27,6 +28,8 @@ use crate::sync::cadence::SYNC_INTERVAL;
 
 /// Where the agent serves workloads unless told otherwise.
 pub const DEFAULT_SOCKET_PATH: &str = "/tmp/spire-agent/public/api.sock";
+/// Where the command line looks for the admin APIs. The agent serves them only where `admin_socket_path` says.
+pub const DEFAULT_ADMIN_SOCKET_PATH: &str = "/tmp/spire-agent/private/admin.sock";
 /// What `run` and `validate` read unless told otherwise.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/agent/agent.conf";
 
@@ -109,6 +112,10 @@ pub struct Settings {
     pub server_port: u16,
     pub data_dir: PathBuf,
     pub socket_path: PathBuf,
+    /// Where the admin APIs are served, if they are.
+    pub admin_socket_path: Option<PathBuf>,
+    /// Who may use the Delegated Identity API.
+    pub authorized_delegates: BTreeSet<SpiffeId>,
     pub bootstrap: Bootstrap,
     pub key_manager: Choice,
     pub node_attestor: Arc<dyn NodeAttestor>,
@@ -189,6 +196,8 @@ struct AgentBlock {
     server_port: u16,
     data_dir: PathBuf,
     socket_path: PathBuf,
+    admin_socket_path: Option<PathBuf>,
+    authorized_delegates: BTreeSet<SpiffeId>,
     bootstrap: Bootstrap,
     join_token: Option<String>,
     join_token_file: Option<PathBuf>,
@@ -246,6 +255,8 @@ impl AgentBlock {
             server_port: self.server_port,
             data_dir: self.data_dir,
             socket_path: self.socket_path,
+            admin_socket_path: self.admin_socket_path,
+            authorized_delegates: self.authorized_delegates,
             bootstrap: self.bootstrap,
             key_manager,
             node_attestor,
@@ -313,6 +324,8 @@ fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
         text(&flags.socket_path, "socket_path").unwrap_or_else(|| DEFAULT_SOCKET_PATH.to_owned()),
     );
 
+    let admin_socket_path = read_admin_socket_path(agent, &socket_path);
+    let authorized_delegates = read_delegates(agent, trust_domain.as_ref());
     let bootstrap = bootstrap::read(agent, flags, &text);
     let join_token = text(&flags.join_token, "join_token");
     let join_token_file = text(&flags.join_token_file, "join_token_file").map(PathBuf::from);
@@ -377,6 +390,8 @@ fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
         server_port,
         data_dir,
         socket_path,
+        admin_socket_path,
+        authorized_delegates,
         bootstrap,
         join_token,
         join_token_file,
@@ -386,6 +401,40 @@ fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
         sync_interval,
         telemetry,
     }
+}
+
+/// The admin socket must not be where every process of the node may go.
+fn read_admin_socket_path(agent: &Section, public: &Path) -> Option<PathBuf> {
+    let path = PathBuf::from(agent.string("admin_socket_path").filter(|path| !path.is_empty())?);
+    let absolute = |path: &Path| text::clean(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    let public = absolute(public);
+    if public.parent().is_some_and(|dir| absolute(&path).starts_with(dir)) {
+        agent.problem(
+            "admin_socket_path",
+            "admin socket cannot be in the same directory or a subdirectory as that containing the Workload API socket",
+        );
+    }
+    Some(path)
+}
+
+fn read_delegates(agent: &Section, trust_domain: Option<&TrustDomain>) -> BTreeSet<SpiffeId> {
+    let mut delegates = BTreeSet::new();
+    for text in agent.list("authorized_delegates").unwrap_or_default() {
+        let Some(trust_domain) = trust_domain else { continue };
+        match SpiffeId::parse(&text).map_err(|error| error.to_string()).and_then(|id| {
+            id.member_of(trust_domain).map_err(|error| error.to_string())?;
+            Ok(id)
+        }) {
+            Ok(id) => {
+                delegates.insert(id);
+            }
+            Err(error) => agent.problem(
+                "authorized_delegates",
+                format_args!("error validating authorized delegate {text:?}: {error}"),
+            ),
+        }
+    }
+    delegates
 }
 
 fn port(given: &str) -> Result<u16, FlagError> {

@@ -6,9 +6,7 @@ use super::{Flags, RefusedSettings};
 
 /// Keys of `agent` that SPIRE has and this agent has not, with what to say of them.
 const NOT_BUILT: &[(&str, &str)] = &[
-    ("admin_socket_path", "the agent's admin API is not built yet"),
     ("allowed_foreign_jwt_claims", "JWT-SVIDs are not built yet"),
-    ("authorized_delegates", "the Delegated Identity API is not built yet"),
     ("jwt_svid_cache_max_size", "JWT-SVIDs are not built yet"),
     ("log_selectors", "selectors are never logged by this agent"),
     ("profiling_enabled", "profiling is not built yet"),

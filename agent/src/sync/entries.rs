@@ -14,8 +14,8 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::cadence;
 use super::client::{CallError, Client, Denial, Listed, Pushed};
+use super::{LastSync, cadence};
 use crate::cache::{Cache, EntryUpdate};
 use crate::own_svid::{Identity, Trust};
 use crate::storage::Storage;
@@ -34,6 +34,7 @@ pub struct Entries {
     /// Tells the keeper of the agent's own SVID what the server thinks of it.
     pub denials: mpsc::Sender<Denial>,
     pub known: Known,
+    pub last_sync: LastSync,
 }
 
 /// What the server has told so far.
@@ -97,6 +98,7 @@ impl Entries {
         loop {
             let mut renewed = self.identity.own_changes();
             let mut changes = self.client.changes(self.known.version).await?;
+            let mut following = None;
             loop {
                 let pushed = tokio::select! {
                     pushed = changes.next() => pushed?,
@@ -105,6 +107,7 @@ impl Entries {
                 self.take_pushed(&pushed).await?;
                 self.known.version = pushed.version;
                 changes.acknowledge(&pushed).await;
+                following.get_or_insert_with(|| self.last_sync.following());
                 first.take();
                 backoff.reset();
             }
@@ -158,6 +161,7 @@ impl Entries {
         let federated = self.federated(wanted, own.trust_domain.clone()).await?;
         self.take_bundles(own, federated).await;
         self.take_entries(full, upserted, deleted);
+        self.last_sync.polled();
         Ok(())
     }
 

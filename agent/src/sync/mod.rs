@@ -3,4 +3,7 @@
 pub mod cadence;
 pub mod client;
 pub mod entries;
+mod last;
 pub mod svids;
+
+pub use last::LastSync;

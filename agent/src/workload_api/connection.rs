@@ -35,7 +35,7 @@ const PREFACE_LENGTH: usize = 24;
 
 /// A connection under watch. It ends when its process exits, when `cut_off` is cancelled, when the client does not
 /// open in time, or when the caller was refused and has been told.
-pub(super) struct Watched {
+pub(crate) struct Watched {
     conn: Conn,
     caller: Caller,
     ended: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -48,7 +48,7 @@ pub(super) struct Watched {
 }
 
 /// A connection's place among those of its user.
-pub(super) struct Seat {
+pub(crate) struct Seat {
     users: Arc<Users>,
     uid: Option<u32>,
     turns: Arc<Semaphore>,
@@ -66,7 +66,7 @@ struct Seats {
 }
 
 /// Puts connections under watch, and drops those of users that have too many.
-pub(super) fn watch(
+pub(crate) fn watch(
     connections: Connections,
     cut_off: CancellationToken,
     clock: Clock,
@@ -175,7 +175,7 @@ impl AsyncWrite for Watched {
 
 impl Seat {
     /// Waits for the user's turn.
-    pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+    pub(crate) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
         // The semaphore is never closed.
         self.turns.clone().acquire_owned().await.ok()
     }

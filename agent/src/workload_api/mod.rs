@@ -7,7 +7,7 @@
 //! - Every message is the full state. Who reads slowly gets the newest one and none of those between.
 //! - Nobody can keep others from being served: connections and attestations are counted by user.
 
-mod caller;
+pub(crate) mod caller;
 mod connection;
 mod encode;
 mod health;
@@ -25,7 +25,10 @@ use finial_daemon::{
 };
 use finial_proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 use tokio_util::sync::CancellationToken;
-use tonic::{service::interceptor::InterceptedService, transport::Server};
+use tonic::{
+    service::{Routes, RoutesBuilder, interceptor::InterceptedService},
+    transport::Server,
+};
 use tonic_health::pb::health_server::HealthServer;
 
 use crate::{attest::workload::WorkloadAttestation, cache::Cache};
@@ -86,12 +89,7 @@ pub async fn serve(
     api: WorkloadApi,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    let cut_off = CancellationToken::new();
-    // Connections are tasks of their own: they end even if this future is dropped.
-    let _connections_end_with_this = cut_off.clone().drop_guard();
     let clock = api.clock.clone();
-    let connections = connection::watch(listen::plain(incoming), cut_off.clone(), clock.clone());
-
     let health =
         HealthServer::new(health::Health::new(api.ready.clone())).max_decoding_message_size(MAX_REQUEST);
     let reflection = || {
@@ -100,20 +98,38 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let workload = workload::Calls::new(api, shutdown.clone());
-    let server = Server::builder()
-        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+    let mut routes = RoutesBuilder::default();
+    routes
         .add_service(InterceptedService::new(
             SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(MAX_REQUEST),
             caller::check_security_header,
         ))
         .add_service(health)
         .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_REQUEST))
-        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_REQUEST))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_REQUEST));
+    Ok(serve_routes(incoming, routes.routes(), clock, shutdown).await?)
+}
+
+/// Serves one socket whose callers are processes of this machine; see [`serve`]. Requests carry their
+/// [`caller::Caller`].
+pub(crate) async fn serve_routes(
+    incoming: Incoming,
+    routes: Routes,
+    clock: Clock,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let cut_off = CancellationToken::new();
+    // Connections are tasks of their own: they end even if this future is dropped.
+    let _connections_end_with_this = cut_off.clone().drop_guard();
+    let connections = connection::watch(listen::plain(incoming), cut_off.clone(), clock.clone());
+    let server = Server::builder()
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .add_routes(routes)
         .serve_with_incoming_shutdown(connections, shutdown.clone().cancelled_owned());
     tokio::pin!(server);
     tokio::select! {
-        result = &mut server => return Ok(result?),
+        result = &mut server => return result,
         () = async { shutdown.cancelled().await; clock.sleep(STOP_LIMIT).await } => cut_off.cancel(),
     }
-    Ok(server.await?)
+    server.await
 }

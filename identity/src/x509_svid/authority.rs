@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use crate::certificate::{Certificate, Malformed};
+use crate::distinguished_name;
 use crate::signature;
 use crate::trust_domain::TrustDomain;
 
@@ -60,6 +61,11 @@ impl AuthorityCertificate {
     /// The subject, DER, byte for byte: what must stand as issuer in what it signs.
     pub fn subject_der(&self) -> &[u8] {
         &self.certificate.subject
+    }
+
+    /// The subject for people, in Go's form: `O=SPIRE,C=US`.
+    pub fn subject_text(&self) -> String {
+        distinguished_name::text(self.subject_der())
     }
 
     /// The issuer, DER, byte for byte.

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use finial_daemon::argv::{OutputFormat, UnknownOutputFormat, text};
+use finial_daemon::argv::{OutputFormat, text};
 use finial_daemon::clock::Clock;
 use finial_daemon::keys::exportable::WorkloadKey;
 use finial_daemon::private_file;
 use finial_daemon::settings::{DurationError, GoDuration};
 use finial_identity::bundle::document::certificate_pem;
 use finial_identity::{SpiffeId, peer};
-use finial_proto::json;
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use finial_proto::workload::{X509svid, X509svidResponse};
 use rustls_pki_types::CertificateDer;
@@ -22,7 +21,7 @@ use zeroize::Zeroizing;
 
 use super::show::{Certificate, Shown, certificates, received};
 use super::x509_request;
-use crate::cli::print;
+use crate::cli::output::{Output, json_line, print};
 use crate::cli::socket::{Connection, Socket};
 
 const HELP: &str = "\
@@ -50,9 +49,8 @@ pub struct FetchX509 {
     /// How long to wait for the answer; 0 waits for ever
     #[arg(long = "timeout", value_name = "value", default_value = "5s", value_parser = timeout)]
     timeout: Duration,
-    /// How to print the answer: pretty (text) or json; default: pretty
-    #[arg(long = "output", value_name = "value", value_parser = output)]
-    output: Vec<String>,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// What could not be done, as it is printed.
@@ -78,15 +76,14 @@ impl FetchX509 {
     }
 
     async fn fetch(&self, clock: &Clock) -> Result<(), Fault> {
-        let format = chosen(&self.output)?;
+        let format = self.output.format().map_err(Fault)?;
         let connection = self.socket.connect().map_err(|error| Fault(error.to_string()))?;
         let start = clock.monotonic();
         let response = self.ask(&connection, clock).await?;
         let took = clock.monotonic().saturating_sub(start);
 
         if format == OutputFormat::Json {
-            let value = json::to_json(&response).map_err(|error| Fault(error.to_string()))?;
-            print(&format!("{}\n", json::to_line(&[value])));
+            print(&json_line(&response).map_err(Fault)?);
             return Ok(());
         }
         let received_svids = take_apart(&response)?;
@@ -255,23 +252,6 @@ fn timeout(given: &str) -> Result<Duration, Fault> {
 }
 
 /// Keeps the text: `-output` given twice must be the same word.
-fn output(given: &str) -> Result<String, UnknownOutputFormat> {
-    given.parse::<OutputFormat>().map(|_| given.to_owned())
-}
-
-fn chosen(given: &[String]) -> Result<OutputFormat, Fault> {
-    let mut format = None;
-    for text in given {
-        let first = format.get_or_insert(text.parse::<OutputFormat>().unwrap_or_default());
-        if text != given.first().unwrap_or(text) && *text != first.to_string() {
-            let text = text::quote(text);
-            return Err(Fault(format!(
-                "invalid value {text} for flag -output: the output format has already been set to \"{first}\""
-            )));
-        }
-    }
-    Ok(format.unwrap_or_default())
-}
 
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ use tonic::Code;
 
 use super::show::{Certificate, Shown, certificates, received};
 use super::x509_request;
-use crate::cli::print;
+use crate::cli::output::print;
 use crate::cli::socket::{Connection, Socket};
 
 /// The wait after a lost stream grows by this much each time …

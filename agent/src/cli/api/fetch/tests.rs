@@ -170,23 +170,6 @@ fn an_existing_key_file_becomes_private() {
 }
 
 #[test]
-fn output_is_one_word() {
-    let given = |words: &[&str]| {
-        chosen(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
-            .map_err(|fault| fault.to_string())
-    };
-    assert_eq!(given(&[]), Ok(OutputFormat::Pretty));
-    assert_eq!(given(&["JSON"]), Ok(OutputFormat::Json));
-    assert_eq!(given(&["json", "json"]), Ok(OutputFormat::Json));
-    assert_eq!(given(&["prettyprint"]), Ok(OutputFormat::Pretty));
-    assert_eq!(
-        given(&["JSON", "pretty"]),
-        Err("invalid value \"pretty\" for flag -output: the output format has already been set to \"json\""
-            .into())
-    );
-}
-
-#[test]
 fn no_timeout_is_no_limit() {
     assert_eq!(timeout("0s").unwrap(), Duration::ZERO);
     assert_eq!(timeout("-5s").unwrap(), Duration::ZERO);
