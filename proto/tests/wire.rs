@@ -446,7 +446,7 @@ fn debug_output_hides_private_keys() {
     let x509 = workload::X509svid { x509_svid_key: b"hunter2".to_vec().into(), ..Default::default() };
     let wit = workload::Witsvid { wit_svid_key: "hunter2".into(), ..Default::default() };
     let delegated = finial_proto::spire::api::agent::delegatedidentity::v1::X509svidWithKey {
-        x509_svid_key: b"hunter2".to_vec(),
+        x509_svid_key: b"hunter2".to_vec().into(),
         ..Default::default()
     };
     for text in [format!("{x509:?}"), format!("{wit:?}"), format!("{delegated:?}")] {
