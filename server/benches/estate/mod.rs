@@ -85,19 +85,31 @@ impl<'a> Estate<'a> {
     /// A server with SQLite, keys on disk and a self-signed CA, all settings at their defaults except the limit on
     /// signing, which is off.
     pub async fn start(programs: &'a Programs, core: Option<usize>) -> Outcome<Estate<'a>> {
-        let dir = tempfile::Builder::new().prefix("finial-bench-").tempdir()?;
+        let dir = new_dir()?;
+        let tables = Tables::sqlite(&dir);
+        Estate::start_in(programs, core, dir, &tables, PATIENCE).await
+    }
+
+    /// The same in a directory and on tables that may have been used before. Returns once the admin socket answers.
+    pub async fn start_in(
+        programs: &'a Programs,
+        core: Option<usize>,
+        dir: TempDir,
+        tables: &Tables,
+        patience: Duration,
+    ) -> Outcome<Estate<'a>> {
         let at = |name: &str| dir.path().join(name);
         // Free a moment ago; nothing else is expected to ask for one just now.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        fs::create_dir(at("server"))?;
-        fs::write(at("server.conf"), server_conf(dir.path(), port))?;
+        fs::create_dir_all(at("server"))?;
+        fs::write(at("server.conf"), server_conf(dir.path(), port, tables))?;
         let args = ["run".into(), "-config".into(), at("server.conf")];
         let server = Process::spawn(&programs.server, core, &args, at("server.log"))?;
         let admin = Admin::new(&at("server.sock"));
         let clock = Clock::wall();
         let begun = clock.monotonic();
         while let Err(status) = admin.bundle().await {
-            if clock.monotonic() - begun > PATIENCE {
+            if clock.monotonic() - begun > patience {
                 return Err(
                     format!("{} does not answer: {status}\n{}", programs.name, server.last_lines()).into()
                 );
@@ -105,6 +117,12 @@ impl<'a> Estate<'a> {
             clock.sleep(Duration::from_millis(50)).await;
         }
         Ok(Estate { programs, core, port, admin, server, agent: None, dir })
+    }
+
+    /// Tells the server to end, waits until it has, and leaves its directory.
+    pub fn stop(mut self) -> Outcome<TempDir> {
+        self.server.stop()?;
+        Ok(self.dir)
     }
 
     /// Starts the agent that spends `token`. Its socket may not be there yet.
@@ -120,6 +138,26 @@ impl<'a> Estate<'a> {
     /// The agent's socket.
     pub fn workload_socket(&self) -> PathBuf {
         self.dir.path().join("agent.sock")
+    }
+}
+
+/// A directory for an estate.
+pub fn new_dir() -> Outcome<TempDir> {
+    Ok(tempfile::Builder::new().prefix("finial-bench-").tempdir()?)
+}
+
+/// Where a server keeps its tables.
+pub struct Tables {
+    /// `database_type`.
+    pub kind: &'static str,
+    /// `connection_string`.
+    pub connection: String,
+}
+
+impl Tables {
+    pub fn sqlite(dir: &TempDir) -> Tables {
+        let connection = dir.path().join("server/datastore.sqlite3").display().to_string();
+        Tables { kind: "sqlite3", connection }
     }
 }
 
@@ -199,6 +237,17 @@ impl Process {
     /// Processor time that it has used, to 10 ms.
     pub fn cpu(&self) -> Outcome<Duration> {
         cpu_of(&self.child.id().to_string())
+    }
+
+    /// Asks it to end and waits until it has.
+    pub fn stop(&mut self) -> Outcome<()> {
+        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
+        let ended = self.child.wait()?;
+        if told.success() && ended.success() {
+            Ok(())
+        } else {
+            Err(format!("it ended badly: {ended}").into())
+        }
     }
 
     pub fn memory(&self) -> Outcome<Memory> {
@@ -293,8 +342,9 @@ pub fn load() -> String {
     text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
 }
 
-fn server_conf(dir: &Path, port: u16) -> String {
+fn server_conf(dir: &Path, port: u16, tables: &Tables) -> String {
     let dir = dir.display();
+    let Tables { kind, connection } = tables;
     format!(
         r#"server {{
     bind_address = "127.0.0.1"
@@ -310,8 +360,8 @@ fn server_conf(dir: &Path, port: u16) -> String {
 plugins {{
     DataStore "sql" {{
         plugin_data {{
-            database_type = "sqlite3"
-            connection_string = "{dir}/server/datastore.sqlite3"
+            database_type = "{kind}"
+            connection_string = "{connection}"
         }}
     }}
     KeyManager "disk" {{
