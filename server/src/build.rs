@@ -150,6 +150,7 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
                 ..ProfileSettings::new(trust_domain.clone())
             },
             ca_key_type: settings.ca_key_type,
+            jwt_key_type: (!settings.disable_jwt_svids).then_some(settings.jwt_key_type),
         },
         AuthorityParts {
             clock: clock.clone(),

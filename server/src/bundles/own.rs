@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use finial_daemon::clock::Clock;
-use finial_identity::bundle::{Bundle, X509Authority};
-use rustls_pki_types::CertificateDer;
+use finial_identity::bundle::{Bundle, JwtAuthority, X509Authority};
 use tokio::sync::{Mutex, watch};
 
 use crate::store::{Store, StoreError};
@@ -22,6 +21,13 @@ pub const PRUNE_SAFETY: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone)]
 pub struct OwnBundle {
     inner: Arc<Inner>,
+}
+
+/// What is added to a bundle.
+#[derive(Clone, Debug, Default)]
+pub struct Authorities {
+    pub x509: Vec<X509Authority>,
+    pub jwt: Vec<JwtAuthority>,
 }
 
 struct Inner {
@@ -48,14 +54,13 @@ impl OwnBundle {
         self.inner.shown.subscribe()
     }
 
-    /// Adds the certificates (DER) that are not in the bundle yet. When this returns, they are stored and shown.
-    pub async fn append_x509(
-        &self,
-        certificates: &[CertificateDer<'static>],
-    ) -> Result<Arc<Bundle>, StoreError> {
-        let mut addition = Bundle::new(self.inner.store.trust_domain().clone());
-        addition.x509_authorities =
-            certificates.iter().map(|der| X509Authority { der: der.to_vec(), tainted: false }).collect();
+    /// Adds the authorities that are not in the bundle yet. When this returns, they are stored and shown.
+    pub async fn append(&self, authorities: Authorities) -> Result<Arc<Bundle>, StoreError> {
+        let addition = Bundle {
+            x509_authorities: authorities.x509,
+            jwt_authorities: authorities.jwt,
+            ..Bundle::new(self.inner.store.trust_domain().clone())
+        };
         let _turn = self.inner.turn.lock().await;
         let bundle = self.inner.store.bundles().append(addition).await?;
         Ok(self.show(bundle))
@@ -116,9 +121,15 @@ async fn stored(store: &Store) -> Result<Bundle, StoreError> {
 #[cfg(test)]
 mod tests {
     use finial_identity::trust_domain::TrustDomain;
+    use rustls_pki_types::CertificateDer;
 
     use super::*;
     use crate::store::OpenSettings;
+
+    fn authorities(certificates: &[CertificateDer<'static>]) -> Authorities {
+        let x509 = certificates.iter().map(|der| X509Authority { der: der.to_vec(), tainted: false });
+        Authorities { x509: x509.collect(), jwt: Vec::new() }
+    }
 
     fn certificate(days: i64) -> CertificateDer<'static> {
         let mut params = rcgen::CertificateParams::default();
@@ -145,10 +156,10 @@ mod tests {
         let mut watching = own.subscribe();
         assert!(own.current().x509_authorities.is_empty());
         let first = certificate(1);
-        own.append_x509(std::slice::from_ref(&first)).await.unwrap();
+        own.append(authorities(std::slice::from_ref(&first))).await.unwrap();
         assert!(watching.has_changed().unwrap());
         assert_eq!(*watching.borrow_and_update(), stored(&store).await.unwrap().into());
-        own.append_x509(std::slice::from_ref(&first)).await.unwrap();
+        own.append(authorities(std::slice::from_ref(&first))).await.unwrap();
         own.refresh().await.unwrap();
         assert!(!watching.has_changed().unwrap(), "nothing new, nothing shown");
 
@@ -170,7 +181,7 @@ mod tests {
     async fn expired_authorities_go_after_a_day_and_never_the_last() {
         let clock = Clock::paused(start());
         let (_, own) = bundle(&clock).await;
-        own.append_x509(&[certificate(1), certificate(10)]).await.unwrap();
+        own.append(authorities(&[certificate(1), certificate(10)])).await.unwrap();
         let day = 86_400;
         clock.jump(2 * day - 1);
         assert!(!own.prune(clock.now()).await.unwrap(), "a day has not passed since the end");
@@ -187,7 +198,7 @@ mod tests {
     async fn running_it_prunes_and_sees_other_servers() {
         let clock = Clock::paused(start());
         let (store, own) = bundle(&clock).await;
-        own.append_x509(&[certificate(1), certificate(10)]).await.unwrap();
+        own.append(authorities(&[certificate(1), certificate(10)])).await.unwrap();
         tokio::spawn(own.clone().run(clock.clone(), Duration::from_secs(60)));
         let mut theirs = Bundle::new(store.trust_domain().clone());
         theirs.x509_authorities = vec![X509Authority { der: certificate(20).to_vec(), tainted: false }];

@@ -119,21 +119,21 @@ const WIT_SIGNING_KEYS: u32 = 6;
 /// What tells an authority from others: the list that it is in, its certificate or key, its key ID.
 type Authority<'a> = (u32, &'a [u8], &'a [u8]);
 
-struct Field<'b> {
-    number: u32,
+pub(super) struct Field<'b> {
+    pub(super) number: u32,
     /// Tag and content.
-    raw: &'b [u8],
-    value: Content<'b>,
+    pub(super) raw: &'b [u8],
+    pub(super) value: Content<'b>,
 }
 
-enum Content<'b> {
+pub(super) enum Content<'b> {
     Varint(u64),
     Bytes(&'b [u8]),
     Fixed,
 }
 
 /// The fields of a message, in order.
-fn fields(message: &[u8]) -> Result<Vec<Field<'_>>, BlobError> {
+pub(super) fn fields(message: &[u8]) -> Result<Vec<Field<'_>>, BlobError> {
     let mut found = Vec::new();
     let mut rest = message;
     while !rest.is_empty() {
@@ -179,7 +179,7 @@ fn push_varint(blob: &mut Vec<u8>, mut value: u64) {
 }
 
 /// The raw fields with numbers above `known`.
-fn unknown_fields(message: &[u8], known: u32) -> Result<Vec<u8>, BlobError> {
+pub(super) fn unknown_fields(message: &[u8], known: u32) -> Result<Vec<u8>, BlobError> {
     let unknown = fields(message)?.into_iter().filter(|field| field.number > known);
     Ok(unknown.flat_map(|field| field.raw.iter().copied()).collect())
 }
@@ -210,7 +210,7 @@ fn push_keys(blob: &mut Vec<u8>, number: u32, keys: &[JwtAuthority], kept: &Hash
     }
 }
 
-fn push_element(blob: &mut Vec<u8>, number: u32, mut element: Vec<u8>, unknown: Option<&Vec<u8>>) {
+pub(super) fn push_element(blob: &mut Vec<u8>, number: u32, mut element: Vec<u8>, unknown: Option<&Vec<u8>>) {
     if let Some(unknown) = unknown {
         element.extend_from_slice(unknown);
     }

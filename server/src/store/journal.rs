@@ -1,7 +1,8 @@
 //! Journals of the servers' authorities: table `ca_journals`, one row for each server that shares the database.
 //!
-//! What the blob says is the business of `authority/journal`, which writes fields it does not know back as they came;
-//! here only the ends of life are read, to prune rows.
+//! What a journal says is read and written by [`entries`]; what it means is the business of `authority/journal`.
+
+pub mod entries;
 
 use finial_proto::journal;
 use prost::Message;
@@ -20,7 +21,7 @@ pub struct Journals<'s> {
 pub struct JournalRow {
     /// The row; 0 for a journal that is not stored yet.
     pub id: i64,
-    /// `finial_proto::journal::Entries`, encoded.
+    /// [`entries::Entries`], written.
     pub data: Vec<u8>,
     /// Subject key ID (lowercase hex) of the X.509 authority that the server signs with; empty if there is none yet.
     pub active_x509_authority_id: String,

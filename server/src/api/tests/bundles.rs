@@ -56,7 +56,7 @@ async fn the_own_bundle_is_open_to_anyone_and_grows() {
         .await
         .unwrap()
         .into_inner();
-    assert_eq!((grown.x509_authorities.len(), grown.jwt_authorities.len()), (2, 1));
+    assert_eq!((grown.x509_authorities.len(), grown.jwt_authorities.len()), (2, 2));
     assert!(!grown.x509_authorities[1].tainted, "taints are not the caller's to set");
     assert_eq!(grown.sequence_number, own.sequence_number + 1);
     assert_eq!(anyone.get_bundle(wire::GetBundleRequest::default()).await.unwrap().into_inner(), grown);

@@ -27,6 +27,7 @@ use crate::authority::issue::{ActiveCa, IssueError, Issuer};
 use crate::authority::profile::{
     MintIntent, Occasion, Parent, ProfileError, Profiles, Serial, SubjectSettings,
 };
+use crate::authority::x509_cas::X509Cas;
 use crate::entries::authorized::{Authorized, one_for_agent};
 use crate::entries::snapshot::{EntryFlags, Rows, Snapshot};
 use crate::store::issued::{IssuedKind, ListIssued, key_fingerprint};
@@ -87,7 +88,7 @@ struct Ca {
     machine: Machine,
     issuer: Issuer,
     // Holds the watch open, as the running server does.
-    driver: Driver,
+    driver: Driver<X509Cas>,
 }
 
 async fn start(machine: Machine) -> Ca {

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,18 +8,21 @@ use finial_identity::x509_svid::AuthorityCertificate;
 
 use super::pki::{self, Pki};
 use super::{Machine, today, trust_domain};
+use crate::authority::chain;
 use crate::authority::drive::{Driver, Progress};
-use crate::authority::{Authority, AuthorityParts, AuthoritySettings, chain};
+use crate::authority::issue::ActiveJwtKey;
+use crate::authority::jwt_keys::JwtKeys;
+use crate::authority::x509_cas::X509Cas;
 use crate::bundles::own::OwnBundle;
 
 const HOUR: i64 = 3600;
 
-fn active_id(driver: &Driver) -> Option<String> {
+fn active_id(driver: &Driver<X509Cas>) -> Option<String> {
     driver.active().borrow().as_ref().map(|ca| ca.authority_id().to_owned())
 }
 
 /// Whatever happened: what signs is valid and is held up by what the store says of the bundle.
-async fn assert_sound(machine: &Machine, driver: &Driver, when: &str) {
+async fn assert_sound(machine: &Machine, driver: &Driver<X509Cas>, when: &str) {
     let Some(ca) = driver.active().borrow().clone() else { return };
     let roots = machine.roots().await;
     let own = std::slice::from_ref(ca.der());
@@ -29,7 +33,7 @@ async fn assert_sound(machine: &Machine, driver: &Driver, when: &str) {
 }
 
 /// Steps until nothing is due; how many steps it took.
-async fn settle(machine: &Machine, driver: &mut Driver) -> usize {
+async fn settle(machine: &Machine, driver: &mut Driver<X509Cas>) -> usize {
     for steps in 0..40 {
         let progress = driver.step().await.unwrap();
         assert_sound(machine, driver, &format!("after {progress:?}")).await;
@@ -38,7 +42,7 @@ async fn settle(machine: &Machine, driver: &mut Driver) -> usize {
             return steps;
         }
     }
-    panic!("40 steps and still not at rest: {:?}", driver.slots());
+    panic!("40 steps and still not at rest: {:?}", driver.slots);
 }
 
 fn enterprise() -> Pki {
@@ -69,7 +73,7 @@ async fn the_first_start_takes_each_step_once_and_in_order() {
     let expected = [
         Progress::KeyMade(A),
         Progress::IntentJournaled(A),
-        Progress::Certified(A),
+        Progress::Made(A),
         Progress::PreparationJournaled(A),
         Progress::Prepared(A),
         Progress::ActivationJournaled(A),
@@ -117,7 +121,7 @@ async fn survives_a_kill_after_every_step(make: impl AsyncFn() -> Machine, roots
                 }
                 signed_before = active_id(&driver).or(signed_before);
             }
-            assert!(matches!(driver.step().await.unwrap(), Progress::Waiting(_)), "{:?}", driver.slots());
+            assert!(matches!(driver.step().await.unwrap(), Progress::Waiting(_)), "{:?}", driver.slots);
         }
         let journals = machine.store.journal().list().await.unwrap();
         let mine =
@@ -151,6 +155,90 @@ async fn an_upstream_ca_survives_a_kill_after_every_step() {
         machine
     };
     survives_a_kill_after_every_step(make, 1).await;
+}
+
+/// The key that signs is the one that the store's bundle has under its ID.
+async fn assert_published(machine: &Machine, key: Option<Arc<ActiveJwtKey>>, when: &str) {
+    let Some(key) = key else { return };
+    let bundle = machine.store.bundles().get(&trust_domain()).await.unwrap().unwrap();
+    let known =
+        bundle.jwt_authority(&key.key_id).unwrap_or_else(|| panic!("{when}: it is not in the bundle"));
+    assert_eq!(known.public_key, key.key.public_key_der(), "{when}");
+    assert_eq!(from_unix_seconds(known.expires_at), key.not_after, "{when}");
+}
+
+/// Both machines beside each other, which share the journal's row: killed once after each possible step of the JWT key's.
+#[tokio::test(start_paused = true)]
+async fn a_jwt_key_survives_a_kill_after_every_step() {
+    let key_id = |driver: &Driver<JwtKeys>| driver.active().borrow().as_ref().map(|key| key.key_id.clone());
+    let mut kill_after = 1;
+    loop {
+        let machine = Machine::new().await;
+        let parts = machine.parts().await;
+        let (mut cas, mut keys) = (machine.x509_driver(parts.clone()).await, machine.jwt_driver(parts).await);
+        let (mut steps, mut killed, mut signed_before) = (0, None, None);
+        for hours in [0, 12, 8, 4, 8, 4, 8] {
+            machine.clock.jump(hours * HOUR);
+            settle(&machine, &mut cas).await;
+            for _ in 0..40 {
+                let progress = keys.step().await.unwrap();
+                let when = format!("kill after step {kill_after} ({killed:?}), now {progress:?}");
+                assert_published(&machine, keys.active().borrow().clone(), &when).await;
+                assert!(
+                    signed_before.is_none() || key_id(&keys).is_some(),
+                    "{when}: something signed before, nothing does now"
+                );
+                if matches!(progress, Progress::Waiting(_)) {
+                    break;
+                }
+                steps += 1;
+                if steps == kill_after {
+                    let (before, ca_before) = (key_id(&keys), active_id(&cas));
+                    let parts = machine.parts().await;
+                    cas = machine.x509_driver(parts.clone()).await;
+                    keys = machine.jwt_driver(parts).await;
+                    killed = Some(progress);
+                    assert_eq!(active_id(&cas), ca_before, "{when}: the other machine is not touched");
+                    assert_published(&machine, keys.active().borrow().clone(), &when).await;
+                    match progress {
+                        Progress::ActivationJournaled(_) => assert!(key_id(&keys).is_some(), "{when}"),
+                        _ => assert_eq!(key_id(&keys), before, "restart after {progress:?}"),
+                    }
+                }
+                signed_before = key_id(&keys).or(signed_before);
+            }
+            assert!(matches!(keys.step().await.unwrap(), Progress::Waiting(_)), "{:?}", keys.slots);
+        }
+        let bundle = machine.store.bundles().get(&trust_domain()).await.unwrap().unwrap();
+        assert!(bundle.jwt_authorities.len() <= 4, "killed after {killed:?}: stray keys in the bundle");
+        assert_eq!(machine.store.journal().list().await.unwrap().len(), 1, "killed after {killed:?}");
+        if killed.is_none() {
+            assert!(kill_after > 20, "the table is too short: {kill_after}");
+            return;
+        }
+        kill_after += 1;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_jwt_key_that_was_taken_out_of_the_bundle_does_not_come_back() {
+    let machine = Machine::new().await;
+    let parts = machine.parts().await;
+    machine.x509_driver(parts.clone()).await.start().await.unwrap();
+    let mut keys = machine.jwt_driver(parts).await;
+    keys.start().await.unwrap();
+    let first = keys.active().borrow().clone().unwrap();
+    let again = machine.jwt_driver(machine.parts().await).await.active().borrow().clone().unwrap();
+    assert_eq!((&again.key_id, again.not_after), (&first.key_id, first.not_after));
+
+    machine.store.bundles().taint_jwt(&trust_domain(), &first.key_id).await.unwrap();
+    machine.store.bundles().revoke_jwt(&trust_domain(), &first.key_id).await.unwrap();
+    let mut keys = machine.jwt_driver(machine.parts().await).await;
+    assert!(keys.active().borrow().is_none());
+    keys.start().await.unwrap();
+    let next = keys.active().borrow().clone();
+    assert_ne!(next.as_ref().unwrap().key_id, first.key_id);
+    assert_published(&machine, next, "after a new start").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -246,7 +334,7 @@ async fn a_ca_that_would_gain_nothing_is_refused_until_the_parent_is_renewed() {
 
     pki.certify("issuing", "root", "/O=Big Corp/CN=Issuing", 365, pki::CA);
     settle(&machine, &mut driver).await;
-    assert!(driver.slots().prepared().is_some());
+    assert!(driver.slots.prepared().is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -290,37 +378,33 @@ async fn two_servers_on_one_database_each_find_their_own_journal() {
 async fn a_year_passes_without_a_gap() {
     let machine = Machine::new().await;
     let bundle = OwnBundle::load(machine.store.clone()).await.unwrap();
-    let authority = Authority::build(
-        AuthoritySettings { profile: machine.settings.clone(), ca_key_type: machine.key_type },
-        AuthorityParts {
-            clock: machine.clock.clone(),
-            store: machine.store.clone(),
-            keys: Arc::clone(&machine.keys),
-            upstream: None,
-            bundle: bundle.clone(),
-            issued: machine.issued.clone(),
-        },
-    )
-    .await
-    .unwrap();
+    let authority = machine.authority(&bundle).await;
     let end = today() + Duration::from_secs(365 * 24 * 3600);
     tokio::spawn(authority.turning.run());
     tokio::spawn(bundle.clone().run(machine.clock.clone(), Duration::from_secs(3600)));
 
     let mut an_agents_bundle = bundle.current();
-    let (mut authorities, mut svids) = (std::collections::HashSet::new(), std::collections::HashSet::new());
+    let (mut authorities, mut svids) = (HashSet::new(), HashSet::new());
+    let mut jwt_keys = HashSet::new();
     while machine.clock.now() < end {
         machine.clock.sleep(Duration::from_secs(2 * 3600 + 7)).await;
         let now = machine.clock.now();
         let shown = Arc::clone(&authority.server_svid.borrow());
         peer::verify_svid(&shown.svid, &an_agents_bundle.x509_authorities, now)
             .unwrap_or_else(|error| panic!("an agent that was away for two hours: {error}"));
+        let key = authority.issuer.active_jwt().unwrap();
+        let known = an_agents_bundle.jwt_authority(&key.key_id);
+        assert_eq!(known.map(|known| known.public_key.as_slice()), Some(key.key.public_key_der()));
+        assert!(key.not_after > now);
+        jwt_keys.insert(key.key_id.clone());
         an_agents_bundle = bundle.current();
+        assert!((1..=6).contains(&an_agents_bundle.jwt_authorities.len()), "expired keys are pruned");
         assert!((1..=6).contains(&an_agents_bundle.x509_authorities.len()), "expired authorities are pruned");
         authorities.insert(authority.issuer.active().unwrap().authority_id().to_owned());
         svids.insert(shown.svid.serial_decimal());
     }
     assert!((700..760).contains(&authorities.len()), "a new CA every 12 hours: {}", authorities.len());
+    assert!((700..760).contains(&jwt_keys.len()), "a new JWT key every 12 hours: {}", jwt_keys.len());
     assert!(svids.len() > 4000, "a new SVID by each look: {}", svids.len());
     assert_eq!(machine.store.journal().list().await.unwrap().len(), 1);
 }
@@ -330,19 +414,7 @@ async fn a_server_svid_of_a_tainted_authority_is_replaced_at_once() {
     let mut machine = Machine::new().await;
     machine.settings.x509_svid_ttl = Duration::from_secs(4 * 3600);
     let bundle = OwnBundle::load(machine.store.clone()).await.unwrap();
-    let authority = Authority::build(
-        AuthoritySettings { profile: machine.settings.clone(), ca_key_type: machine.key_type },
-        AuthorityParts {
-            clock: machine.clock.clone(),
-            store: machine.store.clone(),
-            keys: Arc::clone(&machine.keys),
-            upstream: None,
-            bundle: bundle.clone(),
-            issued: machine.issued.clone(),
-        },
-    )
-    .await
-    .unwrap();
+    let authority = machine.authority(&bundle).await;
     tokio::spawn(authority.turning.run());
     let first = authority.server_svid.borrow().authority_id.clone();
     machine.clock.sleep(Duration::from_secs(20 * 3600 + 30)).await;

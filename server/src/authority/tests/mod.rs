@@ -15,7 +15,11 @@ use finial_daemon::keys::{KeyManager, KeyType};
 use finial_identity::trust_domain::TrustDomain;
 
 use super::drive::{Driver, DriverParts};
+use super::jwt_keys::JwtKeys;
+use super::own_journal;
 use super::profile::{ProfileSettings, Profiles};
+use super::x509_cas::X509Cas;
+use super::{Authority, AuthorityParts, AuthoritySettings};
 use crate::bundles::own::OwnBundle;
 use crate::plugins::upstream_authority::UpstreamAuthority;
 use crate::store::issued::{Batching, IssuedLog};
@@ -58,20 +62,52 @@ impl Machine {
         }
     }
 
-    /// The driver as a start of the server makes it.
-    async fn driver(&self) -> Driver {
-        Driver::load(DriverParts {
+    /// What the drivers share, as a start of the server makes it.
+    async fn parts(&self) -> DriverParts {
+        DriverParts {
+            clock: self.clock.clone(),
+            keys: Arc::clone(&self.keys),
+            journal: own_journal(&self.store, self.keys.as_ref()).await.unwrap(),
+            bundle: OwnBundle::load(self.store.clone()).await.unwrap(),
+        }
+    }
+
+    /// The driver of X.509 CAs as a start of the server makes it.
+    async fn driver(&self) -> Driver<X509Cas> {
+        self.x509_driver(self.parts().await).await
+    }
+
+    async fn x509_driver(&self, parts: DriverParts) -> Driver<X509Cas> {
+        let kind = X509Cas {
+            key_type: self.key_type,
+            upstream: self.upstream.clone(),
+            profiles: Arc::new(Profiles::new(self.settings.clone())),
+            issued: self.issued.clone(),
+        };
+        Driver::load(kind, parts).await.unwrap()
+    }
+
+    async fn jwt_driver(&self, parts: DriverParts) -> Driver<JwtKeys> {
+        let kind = JwtKeys { key_type: self.key_type, ttl: self.settings.ca_ttl };
+        Driver::load(kind, parts).await.unwrap()
+    }
+
+    /// The whole authority on `bundle`.
+    async fn authority(&self, bundle: &OwnBundle) -> Authority {
+        let settings = AuthoritySettings {
+            profile: self.settings.clone(),
+            ca_key_type: self.key_type,
+            jwt_key_type: Some(self.key_type),
+        };
+        let parts = AuthorityParts {
             clock: self.clock.clone(),
             store: self.store.clone(),
             keys: Arc::clone(&self.keys),
-            key_type: self.key_type,
             upstream: self.upstream.clone(),
-            bundle: OwnBundle::load(self.store.clone()).await.unwrap(),
-            profiles: Arc::new(Profiles::new(self.settings.clone())),
+            bundle: bundle.clone(),
             issued: self.issued.clone(),
-        })
-        .await
-        .unwrap()
+        };
+        Authority::build(settings, parts).await.unwrap()
     }
 
     /// The X.509 authorities that the store holds now.
