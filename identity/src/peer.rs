@@ -104,7 +104,7 @@ impl<'a> Anchor<'a> {
     }
 }
 
-pub(crate) struct AnyUsage;
+struct AnyUsage;
 
 impl ExtendedKeyUsageValidator for AnyUsage {
     fn validate(&self, _usages: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {

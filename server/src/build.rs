@@ -125,12 +125,9 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
     let core = upstream_authority::Core { trust_domain: trust_domain.clone(), clock: clock.clone() };
     let upstream = upstream_authority::build(stanzas, core)?;
     let store = Store::open(OpenSettings {
-        disable_migration: settings.plugins.datastore.disable_migration,
-        ..OpenSettings::new(
-            &settings.plugins.datastore.connection_string,
-            trust_domain.clone(),
-            clock.clone(),
-        )
+        database: settings.plugins.datastore.clone(),
+        trust_domain: trust_domain.clone(),
+        clock: clock.clone(),
     })
     .await?;
     let host = Host { trust_domain: trust_domain.clone(), store: store.clone(), clock: clock.clone() };

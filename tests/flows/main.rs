@@ -4,6 +4,5 @@
 
 mod identities;
 mod nodes;
-mod possession;
 mod rotation;
 mod upstream;

@@ -43,8 +43,6 @@ pub struct Shape {
     pub server_plugins: String,
     /// Lines of the `agent` block.
     pub agent: String,
-    /// The agent's `NodeAttestor` block.
-    pub node_attestor: String,
     /// `plugin_data` of the agent's `unix` attestor.
     pub unix: String,
 }
@@ -55,7 +53,6 @@ impl Default for Shape {
             server: String::new(),
             server_plugins: String::new(),
             agent: String::new(),
-            node_attestor: "NodeAttestor \"join_token\" { plugin_data {} }".to_owned(),
             // No digests: the program that runs the tests is large.
             unix: "discover_workload_path = true\nworkload_size_limit = -1".to_owned(),
         }
@@ -342,7 +339,7 @@ plugins {{
 
     fn agent_configuration(&self, folder: &Path, token: Option<&str>) -> String {
         let folder = folder.display();
-        let Shape { agent, unix, node_attestor, .. } = &self.shape;
+        let Shape { agent, unix, .. } = &self.shape;
         let token = token.map(|token| format!("join_token = {token:?}")).unwrap_or_default();
         format!(
             r#"
@@ -356,7 +353,9 @@ agent {{
     {agent}
 }}
 plugins {{
-    {node_attestor}
+    NodeAttestor "join_token" {{
+        plugin_data {{}}
+    }}
     KeyManager "disk" {{
         plugin_data {{ directory = "{folder}" }}
     }}

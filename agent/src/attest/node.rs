@@ -2,7 +2,6 @@
 
 use finial_daemon::keys::{self, Key, KeyError, spire_subject};
 use finial_identity::SpiffeId;
-use tokio::sync::Mutex;
 
 use crate::own_svid::{Identity, Trust};
 use crate::plugins::node_attestor::{NodeAttestor, NodeAttestorFault};
@@ -31,13 +30,10 @@ pub async fn prove(
     attestor: &dyn NodeAttestor,
     key: &Key,
 ) -> Result<Proved, AttestError> {
-    let attestation = attestor.begin().await?;
-    let payload = attestation.payload();
+    let payload = attestor.payload().await?;
     let csr = keys::csr(key, &spire_subject(), &[]).await?;
     let server = client.anonymous();
-    let attestation = Mutex::new(attestation);
-    let attestation = &attestation;
-    let respond = |challenge: Vec<u8>| async move { attestation.lock().await.respond(&challenge).await };
+    let respond = |challenge: Vec<u8>| async move { attestor.respond(&challenge).await };
     let proved = server.attest(attestor.name(), payload, csr, respond).await??;
 
     let id = proved.svid.id();

@@ -195,7 +195,8 @@ pub fn code_of(error: &StoreError) -> Code {
         StoreError::AlreadyExists(_) => Code::AlreadyExists,
         StoreError::InvalidArgument(_) => Code::InvalidArgument,
         StoreError::FailedPrecondition(_) => Code::FailedPrecondition,
-        StoreError::Closed => Code::Unavailable,
+        StoreError::Closed | StoreError::Unavailable(_) => Code::Unavailable,
+        StoreError::Contended(_) => Code::Aborted,
         _ => Code::Internal,
     }
 }

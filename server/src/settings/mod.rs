@@ -4,6 +4,7 @@
 //! operator wrote is worse than one that does not start. A flag goes before the file and the file before the default;
 //! a value that is empty, 0 or false counts as not given, as in SPIRE.
 
+mod datastore;
 mod plugins;
 mod ttl;
 mod unbuilt;
@@ -20,7 +21,7 @@ use finial_daemon::telemetry::TelemetrySettings;
 use finial_identity::spiffe_id::SpiffeId;
 use finial_identity::trust_domain::TrustDomain;
 
-pub use plugins::{DataStore, Plugins};
+pub use plugins::Plugins;
 
 use crate::access::limit::Switches;
 use crate::agents::prune::{NodePruning, PruneSettings};

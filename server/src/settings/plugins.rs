@@ -1,29 +1,19 @@
 //! The `plugins` block: how many of each kind, and which of them are built.
 
-use finial_daemon::settings::{Block, PluginStanza, Section, SettingsError, plugin_stanzas};
+use finial_daemon::settings::{Block, PluginStanza, SettingsError, plugin_stanzas};
 
-use super::unbuilt;
+use super::datastore;
 use crate::plugins::{at_most_one, key_manager, node_attestor, upstream_authority};
+use crate::store::DatabaseSettings;
 
 const DATASTORE: &str = "DataStore";
-
-/// SQLite connections that the store opens at most: one writer and its readers. A limit of SPIRE's that lies below would
-/// be promised in vain.
-const CONNECTIONS: i64 = 9;
 
 /// What the `plugins` block says.
 #[derive(Clone, Debug)]
 pub struct Plugins {
-    pub datastore: DataStore,
-    /// Every stanza that is enabled, for the tables of the kinds that have one.
+    pub datastore: DatabaseSettings,
+    /// Every other stanza that is enabled, for the tables of the kinds that have one.
     pub stanzas: Vec<PluginStanza>,
-}
-
-/// `DataStore "sql"` with `database_type = "sqlite3"`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DataStore {
-    pub connection_string: String,
-    pub disable_migration: bool,
 }
 
 /// Kinds with a table of their own in `crate::plugins`, which counts them and refuses what is not built.
@@ -43,7 +33,10 @@ impl Plugins {
             let text = "the plugins block has no DataStore; exactly one must be configured and enabled";
             return Err(SettingsError::at(&file.file, at, text));
         };
-        Ok(Plugins { datastore: read_datastore(datastore)?, stanzas })
+        let datastore = datastore::read(datastore)?;
+        // It may hold passwords, and nobody else reads it.
+        stanzas.retain(|stanza| stanza.kind != DATASTORE);
+        Ok(Plugins { datastore, stanzas })
     }
 }
 
@@ -67,45 +60,4 @@ fn check_kind(file: &Block, stanza: &PluginStanza) -> Result<(), SettingsError> 
         return Ok(());
     };
     Err(SettingsError::at(&file.file, stanza.at, text))
-}
-
-fn read_datastore(stanza: &PluginStanza) -> Result<DataStore, SettingsError> {
-    let configuration = stanza.configuration()?;
-    let section = Section::named(&configuration, &stanza.data_name());
-    if section.is_block("database_type") {
-        section.problem("database_type", "aws_postgres and aws_mysql are not built yet; use \"sqlite3\"");
-    } else {
-        match section.require_string("database_type").as_str() {
-            // Nothing: the missing key is noted already.
-            "sqlite3" | "" => {}
-            known @ ("postgres" | "mysql") => {
-                section.problem("database_type", format!("{known:?} is not built yet; use \"sqlite3\""));
-            }
-            other => section
-                .problem("database_type", format!("unsupported database_type {other:?}; use \"sqlite3\"")),
-        }
-    }
-    let connection_string = section.require_string("connection_string");
-    for key in ["max_open_conns", "max_idle_conns"] {
-        if section.int(key).is_some_and(|most| most != 0 && most < CONNECTIONS) {
-            section.problem(
-                key,
-                format!("this store opens up to {CONNECTIONS} connections; a lower limit is not built yet, remove the key"),
-            );
-        }
-    }
-    unbuilt::refuse(
-        &section,
-        &[
-            "ro_connection_string",
-            "root_ca_path",
-            "client_cert_path",
-            "client_key_path",
-            "conn_max_lifetime",
-            "log_sql",
-        ],
-    );
-    let disable_migration = section.bool("disable_migration").unwrap_or(false);
-    section.finish()?;
-    Ok(DataStore { connection_string, disable_migration })
 }

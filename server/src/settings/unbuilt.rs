@@ -62,11 +62,16 @@ pub(super) fn health_checks(top: &Section) {
 
 /// Notes a problem for each of the keys that is set to something.
 pub(super) fn refuse(section: &Section, keys: &[&str]) {
+    refuse_as(section, keys, REASON);
+}
+
+/// As [`refuse`], for another reason.
+pub(super) fn refuse_as(section: &Section, keys: &[&str], reason: &str) {
     for key in keys {
         // Marks the key as known; it may come more than once, since each time is refused.
         section.is_block(key);
         if section.source().named(key).any(|item| item.keys.len() > 1 || !is_zero(&item.value.value)) {
-            section.problem(key, REASON);
+            section.problem(key, reason);
         }
     }
 }

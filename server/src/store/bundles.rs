@@ -10,7 +10,7 @@ use finial_identity::trust_domain::TrustDomain;
 use super::dialect::{Sql, Value, values};
 use super::entries::delete_row;
 use super::events::entry_changed;
-use super::{Bounds, Page, PageRequest, Store, StoreError, blob};
+use super::{Bounds, Change, Page, PageRequest, Store, StoreError, blob};
 
 /// Operations on bundles. From [`Store::bundles`].
 #[derive(Clone, Copy, Debug)]
@@ -284,6 +284,7 @@ impl Bundles<'_> {
                 }
                 sql.run("DELETE FROM federated_registration_entries WHERE bundle_id = ?", values![bundle])?;
                 sql.run("DELETE FROM bundles WHERE id = ?", values![bundle])?;
+                sql.note(Change::Bundles);
                 Ok(())
             })
             .await
@@ -347,12 +348,14 @@ fn insert(sql: &Sql<'_>, bundle: &Bundle) -> Result<(), StoreError> {
         "INSERT INTO bundles (created_at, updated_at, trust_domain, data) VALUES (?, ?, ?, ?)",
         values![sql.now(), sql.now(), bundle.trust_domain.id().as_str(), blob],
     )?;
+    sql.note(Change::Bundles);
     Ok(())
 }
 
 fn replace(sql: &Sql<'_>, stored: &Stored, bundle: &Bundle) -> Result<(), StoreError> {
     let blob = blob::write_bundle(bundle, &stored.blob).map_err(|error| bad(&bundle.trust_domain, error))?;
     sql.run("UPDATE bundles SET updated_at = ?, data = ? WHERE id = ?", values![sql.now(), blob, stored.id])?;
+    sql.note(Change::Bundles);
     Ok(())
 }
 

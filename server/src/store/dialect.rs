@@ -11,12 +11,18 @@ use finial_daemon::clock::from_unix_seconds;
 use time::OffsetDateTime;
 
 use super::StoreError;
+use super::engine::change::Change;
+use super::engine::mysql::values as mysql;
+use super::engine::network::{self, rows_at_once};
+use super::engine::postgres::values as postgres;
 use super::engine::sqlite::values as sqlite;
 
 /// Which language a database speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dialect {
     Sqlite,
+    Postgres,
+    MySql,
 }
 
 impl Dialect {
@@ -27,6 +33,7 @@ impl Dialect {
     pub(super) fn earlier_than(self, column: &str) -> String {
         match self {
             Dialect::Sqlite => format!("{column} < ? AND unixepoch({column}) < ?"),
+            Dialect::Postgres | Dialect::MySql => format!("{column} < ?"),
         }
     }
 
@@ -37,13 +44,15 @@ impl Dialect {
             Dialect::Sqlite => {
                 vec![Value::unix_time(unix.saturating_add(MORE_THAN_ANY_OFFSET)), Value::Int(unix)]
             }
+            Dialect::Postgres | Dialect::MySql => vec![Value::unix_time(unix)],
         }
     }
 
     /// A set of `count` pairs, to compare `(a, b)` with by `IN`.
     pub(super) fn pairs(self, count: usize) -> String {
         match self {
-            Dialect::Sqlite => format!("(VALUES {})", repeated("(?,?)", count)),
+            Dialect::Sqlite | Dialect::Postgres => format!("(VALUES {})", repeated("(?,?)", count)),
+            Dialect::MySql => format!("({})", repeated("(?,?)", count)),
         }
     }
 }
@@ -52,21 +61,25 @@ impl Dialect {
 pub(super) struct Sql<'c> {
     connection: Connection<'c>,
     now: SystemTime,
+    log: bool,
 }
 
 /// What a transaction is open on.
 pub(super) enum Connection<'c> {
     Sqlite(&'c rusqlite::Connection),
+    Network(&'c network::Transaction<'c>),
 }
 
 impl<'c> Sql<'c> {
-    pub(super) fn new(connection: Connection<'c>, now: SystemTime) -> Sql<'c> {
-        Sql { connection, now }
+    /// With `log`, statements go to the log, without their values: those may be join tokens.
+    pub(super) fn new(connection: Connection<'c>, now: SystemTime, log: bool) -> Sql<'c> {
+        Sql { connection, now, log }
     }
 
     pub(super) fn dialect(&self) -> Dialect {
         match &self.connection {
             Connection::Sqlite(_) => Dialect::Sqlite,
+            Connection::Network(transaction) => transaction.dialect(),
         }
     }
 
@@ -77,33 +90,44 @@ impl<'c> Sql<'c> {
 
     /// Runs a statement; the number of rows that it changed.
     pub(super) fn run(&self, sql: &str, values: &[Value<'_>]) -> Result<usize, StoreError> {
+        self.log(sql);
         match &self.connection {
             Connection::Sqlite(connection) => sqlite::run(connection, sql, values),
+            Connection::Network(transaction) => transaction.run(sql, values),
         }
     }
 
     /// Runs an INSERT into a table with a counted `id`; the id of the new row.
     pub(super) fn insert(&self, sql: &str, values: &[Value<'_>]) -> Result<i64, StoreError> {
+        self.log(sql);
         match &self.connection {
             Connection::Sqlite(connection) => {
                 sqlite::run(connection, sql, values)?;
                 Ok(connection.last_insert_rowid())
             }
+            Connection::Network(transaction) => transaction.insert(sql, values),
         }
     }
 
     /// Runs an INSERT, given up to its `VALUES`, for rows of as many values each.
     pub(super) fn insert_rows(&self, sql: &str, rows: &[Vec<Value<'_>>]) -> Result<(), StoreError> {
         let Some(width) = rows.first().map(Vec::len) else { return Ok(()) };
+        self.log(sql);
         match &self.connection {
             Connection::Sqlite(connection) => {
                 let sql = format!("{sql} VALUES {}", Sql::set(width));
                 for row in rows {
                     sqlite::run(connection, &sql, row)?;
                 }
-                Ok(())
+            }
+            Connection::Network(transaction) => {
+                for rows in rows.chunks(rows_at_once()) {
+                    let sql = format!("{sql} VALUES {}", repeated(&Sql::set(width), rows.len()));
+                    transaction.run(&sql, &rows.concat())?;
+                }
             }
         }
+        Ok(())
     }
 
     /// Every row that a query gives.
@@ -113,10 +137,15 @@ impl<'c> Sql<'c> {
         values: &[Value<'_>],
         mut read: impl FnMut(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Vec<T>, StoreError> {
+        self.log(sql);
         let mut found = Vec::new();
         match &self.connection {
             Connection::Sqlite(connection) => sqlite::rows(connection, sql, values, |row| {
                 found.push(read(&Row::Sqlite(row))?);
+                Ok(())
+            })?,
+            Connection::Network(transaction) => transaction.rows(sql, values, |row| {
+                found.push(read(row)?);
                 Ok(())
             })?,
         }
@@ -141,8 +170,23 @@ impl<'c> Sql<'c> {
 
     /// Runs several statements that take no values.
     pub(super) fn script(&self, sql: &str) -> Result<(), StoreError> {
+        self.log(sql);
         match &self.connection {
             Connection::Sqlite(connection) => Ok(connection.execute_batch(sql)?),
+            Connection::Network(transaction) => transaction.script(sql),
+        }
+    }
+
+    /// Notes what other servers are told of when the transaction is committed, where the engine can tell them.
+    pub(super) fn note(&self, change: Change) {
+        if let Connection::Network(transaction) = &self.connection {
+            transaction.note(change);
+        }
+    }
+
+    fn log(&self, sql: &str) {
+        if self.log {
+            tracing::debug!(subsystem_name = "sql", sql, "Running a statement");
         }
     }
 
@@ -167,7 +211,7 @@ impl<'c> Sql<'c> {
     }
 }
 
-/// A value to bind.
+/// A value to bind. NULL is for columns of any type but a number's.
 #[derive(Clone, Debug)]
 pub(super) enum Value<'a> {
     Null,
@@ -249,6 +293,8 @@ pub(super) use values;
 /// A row, read by the position of the column in the query.
 pub(super) enum Row<'r> {
     Sqlite(&'r rusqlite::Row<'r>),
+    Postgres(&'r sqlx::postgres::PgRow),
+    MySql(&'r sqlx::mysql::MySqlRow),
 }
 
 impl Row<'_> {
@@ -265,6 +311,8 @@ impl Row<'_> {
     pub(super) fn opt_int(&self, column: usize) -> Result<Option<i64>, StoreError> {
         match self {
             Row::Sqlite(row) => sqlite::int(row, column),
+            Row::Postgres(row) => postgres::int(row, column),
+            Row::MySql(row) => mysql::int(row, column),
         }
     }
 
@@ -288,6 +336,8 @@ impl Row<'_> {
     pub(super) fn blob(&self, column: usize) -> Result<&[u8], StoreError> {
         match self {
             Row::Sqlite(row) => sqlite::bytes(row, column),
+            Row::Postgres(row) => postgres::bytes(row, column),
+            Row::MySql(row) => mysql::bytes(row, column),
         }
     }
 
@@ -305,6 +355,8 @@ impl Row<'_> {
     fn instant(&self, column: usize) -> Result<Option<OffsetDateTime>, StoreError> {
         match self {
             Row::Sqlite(row) => sqlite::instant(row, column),
+            Row::Postgres(row) => postgres::instant(row, column),
+            Row::MySql(row) => mysql::instant(row, column),
         }
     }
 }

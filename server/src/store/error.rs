@@ -111,6 +111,18 @@ pub enum StoreError {
     #[error("datastore-sql: connection_string {connection_string:?}: {cause}")]
     ConnectionString { connection_string: String, cause: String },
 
+    /// `connection_string` or `ro_connection_string` cannot be used. Their values are not shown, for the passwords.
+    #[error("datastore-sql: {key}: {cause}")]
+    ConnectionSetting { key: &'static str, cause: String },
+
+    /// The database server cannot be reached, or does not let us in.
+    #[error("datastore-sql: the database cannot be reached: {0}; check that it runs, and connection_string")]
+    Unavailable(String),
+
+    /// Other servers changed the same rows, time and again.
+    #[error("datastore-sql: {0}; other transactions were in the way, retry")]
+    Contended(String),
+
     /// The log of what was issued does not verify.
     #[error("the log of issued credentials does not verify at number {seq}: {cause}")]
     ChainBroken { seq: i64, cause: String },
@@ -125,6 +137,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the database is away. The store says so in the log, once; whoever tries again need not.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, StoreError::Unavailable(_))
+    }
+
     /// The text that SPIRE gives for a missing row.
     pub(super) fn not_found() -> StoreError {
         StoreError::NotFound("datastore-sql: record not found".to_owned())

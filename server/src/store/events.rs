@@ -2,8 +2,8 @@
 //!
 //! An event names a row, not what happened to it: the reader looks the row up, and a missing one was deleted.
 
-use super::dialect::{Sql, values};
-use super::{Store, StoreError};
+use super::dialect::{Dialect, Sql, values};
+use super::{Change, Store, StoreError};
 
 /// Events, for reading. From [`Store::events`].
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +53,8 @@ pub struct EventsFound {
 }
 
 impl Events<'_> {
-    /// The greatest IDs of both tables, of one moment. IDs are never used again, even after pruning.
+    /// The greatest IDs of both tables, of one moment. IDs are never used again, even after pruning. On PostgreSQL and
+    /// MySQL a table of which all is pruned counts as one without events; the next has a greater ID all the same.
     pub async fn latest(&self) -> Result<LatestEvents, StoreError> {
         self.store
             .read(|sql| {
@@ -124,6 +125,7 @@ pub(super) fn entry_changed(sql: &Sql<'_>, entry_id: &str) -> Result<(), StoreEr
         "INSERT INTO registered_entries_events (created_at, updated_at, entry_id) VALUES (?, ?, ?)",
         values![sql.now(), sql.now(), entry_id],
     )?;
+    sql.note(Change::Rows);
     Ok(())
 }
 
@@ -133,14 +135,21 @@ pub(super) fn node_changed(sql: &Sql<'_>, spiffe_id: &str) -> Result<(), StoreEr
         "INSERT INTO attested_node_entries_events (created_at, updated_at, spiffe_id) VALUES (?, ?, ?)",
         values![sql.now(), sql.now(), spiffe_id],
     )?;
+    sql.note(Change::Rows);
     Ok(())
 }
 
 fn latest_id(sql: &Sql<'_>, table: &str) -> Result<i64, StoreError> {
     let present = sql.number(&format!("SELECT MAX(id) FROM {table}"), &[])?;
-    // Where all rows are pruned, the counter knows what was given out.
-    let counted = sql.number("SELECT seq FROM sqlite_sequence WHERE name = ?", values![table])?;
-    Ok(present.max(counted))
+    match sql.dialect() {
+        // Where all rows are pruned, the counter knows what was given out.
+        Dialect::Sqlite => {
+            let counted = sql.number("SELECT seq FROM sqlite_sequence WHERE name = ?", values![table])?;
+            Ok(present.max(counted))
+        }
+        // Their counters run ahead of transactions that are not committed yet.
+        Dialect::Postgres | Dialect::MySql => Ok(present),
+    }
 }
 
 fn events<T>(

@@ -7,7 +7,7 @@ use finial_identity::trust_domain::TrustDomain;
 use rusqlite::Connection;
 
 use super::StoreError;
-use super::dialect::{self, Sql, values};
+use super::dialect::{self, Dialect, Sql, values};
 
 /// The version of SPIRE's schema that this release reads and writes.
 pub const SCHEMA_VERSION: i64 = 25;
@@ -25,10 +25,27 @@ const OWN_VERSION: i64 = 1;
 const ENTRIES_LOOKED_AT: i64 = 20;
 
 /// Columns that were added after the oldest schema: the version that has them first, table, column, type.
-const ADDED_COLUMNS: &[(i64, &str, &str, &str)] = &[
-    (24, "attested_node_entries", "agent_version", "varchar(255)"),
-    (25, "registered_entries", "additional_attributes", "blob"),
+const ADDED_COLUMNS: &[(i64, &str, &str, Kind)] = &[
+    (24, "attested_node_entries", "agent_version", Kind::Text),
+    (25, "registered_entries", "additional_attributes", Kind::Bytes),
 ];
+
+enum Kind {
+    Text,
+    Bytes,
+}
+
+impl Kind {
+    fn name(&self, dialect: Dialect) -> &'static str {
+        match (self, dialect) {
+            (Kind::Text, Dialect::Postgres) => "text",
+            (Kind::Text, Dialect::Sqlite | Dialect::MySql) => "varchar(255)",
+            (Kind::Bytes, Dialect::Sqlite) => "blob",
+            (Kind::Bytes, Dialect::Postgres) => "bytea",
+            (Kind::Bytes, Dialect::MySql) => "longblob",
+        }
+    }
+}
 
 /// Tells whether this release can serve the database. Writes nothing.
 pub(super) fn inspect(
@@ -58,9 +75,14 @@ pub(super) fn bring_up(
     inspect(sql, trust_domain, disable_migration)?;
     let found = Found::in_database(sql)?;
     match found.version {
+        ahead if ahead > SCHEMA_VERSION => {}
         0 => {
             tracing::info!("Initializing new database");
-            sql.script(SPIRE_TABLES)?;
+            sql.script(match sql.dialect() {
+                Dialect::Sqlite => SQLITE_TABLES,
+                Dialect::Postgres => POSTGRES_TABLES,
+                Dialect::MySql => MYSQL_TABLES,
+            })?;
             sql.insert(
                 "INSERT INTO migrations (created_at, updated_at, version, code_version) VALUES (?, ?, ?, ?)",
                 values![sql.now(), sql.now(), SCHEMA_VERSION, CODE_VERSION],
@@ -70,7 +92,7 @@ pub(super) fn bring_up(
             for (added_in, table, column, kind) in ADDED_COLUMNS {
                 if version < *added_in {
                     tracing::info!(version_info = added_in - 1, "Migrating version");
-                    sql.script(&format!("ALTER TABLE \"{table}\" ADD \"{column}\" {kind}"))?;
+                    add_column(sql, table, column, kind)?;
                 }
             }
             // An operator who goes back to SPIRE finds the version of whoever is newer.
@@ -83,11 +105,26 @@ pub(super) fn bring_up(
         }
     }
     if found.own_version == 0 {
-        sql.script(OWN_TABLES)?;
+        sql.script(match sql.dialect() {
+            Dialect::Sqlite => SQLITE_OWN_TABLES,
+            Dialect::Postgres => POSTGRES_OWN_TABLES,
+            Dialect::MySql => MYSQL_OWN_TABLES,
+        })?;
         set_meta(sql, "schema_version", &OWN_VERSION.to_string())?;
         set_meta(sql, "trust_domain", trust_domain.name())?;
     }
     Ok(())
+}
+
+fn add_column(sql: &Sql<'_>, table: &str, column: &str, kind: &Kind) -> Result<(), StoreError> {
+    let kind = kind.name(sql.dialect());
+    match sql.dialect() {
+        Dialect::Sqlite => sql.script(&format!("ALTER TABLE \"{table}\" ADD \"{column}\" {kind}")),
+        Dialect::Postgres => sql.script(&format!("ALTER TABLE {table} ADD {column} {kind}")),
+        // There it cannot be undone, so a migration that was interrupted may have added it.
+        Dialect::MySql if columns(sql)?.get(table).is_some_and(|present| present.contains(column)) => Ok(()),
+        Dialect::MySql => sql.script(&format!("ALTER TABLE {table} ADD {column} {kind}")),
+    }
 }
 
 /// A value of `finial_meta`.
@@ -133,7 +170,19 @@ impl Found {
             return Err(StoreError::HalfMigrated { detail: "table migrations is empty".to_owned() });
         };
         if version > SCHEMA_VERSION {
-            return Err(StoreError::NewerSchema { owner: "SPIRE", found: version, known: SCHEMA_VERSION });
+            // SPIRE promises that a release works on the schema of the next minor one, for upgrades server by server.
+            if !within_one_minor(&code_version) {
+                return Err(StoreError::NewerSchema {
+                    owner: "SPIRE",
+                    found: version,
+                    known: SCHEMA_VERSION,
+                });
+            }
+            tracing::warn!(
+                schema = version,
+                version_info = code_version,
+                "DB schema is ahead of code version, upgrading SPIRE Server is recommended"
+            );
         }
         if version < OLDEST_SCHEMA_VERSION {
             return Err(StoreError::OlderSchema { found: version });
@@ -179,11 +228,20 @@ type Columns = BTreeMap<String, BTreeSet<String>>;
 
 /// The columns of every table in the database.
 fn columns(sql: &Sql<'_>) -> Result<Columns, StoreError> {
-    let pairs = sql.rows(
-        "SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'",
-        &[],
-        |row| Ok((row.text(0)?, row.text(1)?)),
-    )?;
+    let query = match sql.dialect() {
+        Dialect::Sqlite => {
+            "SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"
+        }
+        Dialect::Postgres => {
+            "SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid \
+             WHERE c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped AND pg_table_is_visible(c.oid) \
+             AND c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)"
+        }
+        Dialect::MySql => {
+            "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = DATABASE()"
+        }
+    };
+    let pairs = sql.rows(query, &[], |row| Ok((row.text(0)?, row.text(1)?)))?;
     let mut columns = Columns::new();
     for (table, column) in pairs {
         columns.entry(table).or_default().insert(column);
@@ -191,11 +249,12 @@ fn columns(sql: &Sql<'_>) -> Result<Columns, StoreError> {
     Ok(columns)
 }
 
-/// The columns that [`SPIRE_TABLES`] makes.
+/// The columns of SPIRE's schema; they have the same names on every engine.
 fn reference_columns() -> Result<Columns, StoreError> {
     let connection = Connection::open_in_memory()?;
-    connection.execute_batch(SPIRE_TABLES)?;
-    let mut columns = columns(&Sql::new(dialect::Connection::Sqlite(&connection), SystemTime::UNIX_EPOCH))?;
+    connection.execute_batch(SQLITE_TABLES)?;
+    let mut columns =
+        columns(&Sql::new(dialect::Connection::Sqlite(&connection), SystemTime::UNIX_EPOCH, false))?;
     columns.remove("sqlite_sequence");
     Ok(columns)
 }
@@ -225,6 +284,16 @@ fn wrong_trust_domain(found: String, trust_domain: &TrustDomain) -> StoreError {
     StoreError::WrongTrustDomain { found, configured: trust_domain.name().to_owned() }
 }
 
+/// Whether a release is of the same minor version as [`CODE_VERSION`], or one before or after.
+fn within_one_minor(code_version: &str) -> bool {
+    match (release(code_version), release(CODE_VERSION)) {
+        (Some((major, minor, ..)), Some((our_major, our_minor, ..))) => {
+            major == our_major && minor.abs_diff(our_minor) <= 1
+        }
+        _ => false,
+    }
+}
+
 /// A release for comparison: its numbers, then whether it is final (`1.15.3-dev` comes before `1.15.3`). What is not a
 /// release comes before all.
 fn release(text: &str) -> Option<(u64, u64, u64, bool)> {
@@ -237,47 +306,15 @@ fn release(text: &str) -> Option<(u64, u64, u64, bool)> {
     Some((next()?, next()?, next()?, last))
 }
 
-/// SPIRE's schema 25 on SQLite, as its object mapper makes it.
-const SPIRE_TABLES: &str = r#"
-CREATE TABLE "federated_registration_entries" ("bundle_id" integer,"registered_entry_id" integer, PRIMARY KEY ("bundle_id","registered_entry_id"));
-CREATE TABLE "bundles" ("id" integer primary key autoincrement,"created_at" datetime,"updated_at" datetime,"trust_domain" varchar(255) NOT NULL,"data" blob );
-CREATE UNIQUE INDEX uix_bundles_trust_domain ON "bundles"(trust_domain) ;
-CREATE TABLE "attested_node_entries" ("id" integer primary key autoincrement,"created_at" datetime,"updated_at" datetime,"spiffe_id" varchar(255),"data_type" varchar(255),"serial_number" varchar(255),"expires_at" datetime,"new_serial_number" varchar(255),"new_expires_at" datetime,"can_reattest" bool,"agent_version" varchar(255) );
-CREATE INDEX idx_attested_node_entries_expires_at ON "attested_node_entries"(expires_at) ;
-CREATE UNIQUE INDEX uix_attested_node_entries_spiffe_id ON "attested_node_entries"(spiffe_id) ;
-CREATE TABLE "attested_node_entries_events" ("id" integer primary key autoincrement,"created_at" datetime,"updated_at" datetime,"spiffe_id" varchar(255) );
-CREATE TABLE "node_resolver_map_entries" ("id" integer primary key autoincrement,"created_at" datetime,"updated_at" datetime,"spiffe_id" varchar(255),"type" varchar(255),"value" varchar(255) );
-CREATE UNIQUE INDEX idx_node_resolver_map ON "node_resolver_map_entries"(spiffe_id, "type", "value") ;
-CREATE TABLE "registered_entries" ("id" integer primary key autoincrement,"created_at" datetime,"updated_at" datetime,"entry_id" varchar(255),"spiffe_id" varchar(255),"parent_id" varchar(255),"ttl" integer,"admin" bool,"downstream" bool,"expiry" bigint,"revision_number" bigint,"store_svid" bool,"hint" varchar(255),"jwt_svid_ttl" integer,"additional_attributes" blob );
-CREATE INDEX idx_registered_entries_spiffe_id ON "registered_entries"(spiffe_id) ;
-CREATE INDEX idx_registered_entries_parent_id ON "registered_entries"(parent_id) ;
-CREATE INDEX idx_registered_entries_expiry ON "registered_entries"("expiry") ;
-CREATE INDEX idx_registered_entries_hint ON "registered_entries"("hint") ;
-CREATE UNIQUE INDEX uix_registered_entries_entry_id ON "registered_entries"(entry_id) ;
-CREATE TABLE "registered_entries_events" ("id" integer primary key autoincrement,"created_at" datetime,"updated_at" datetime,"entry_id" varchar(255) );
-CREATE TABLE "join_tokens" ("id" integer primary key autoincrement,"created_at" datetime,"updated_at" datetime,"token" varchar(255),"expiry" bigint );
-CREATE UNIQUE INDEX uix_join_tokens_token ON "join_tokens"("token") ;
-CREATE TABLE "selectors" ("id" integer primary key autoincrement,"created_at" datetime,"updated_at" datetime,"registered_entry_id" integer,"type" varchar(255),"value" varchar(255) );
-CREATE INDEX idx_selectors_type_value ON "selectors"("type", "value") ;
-CREATE UNIQUE INDEX idx_selector_entry ON "selectors"(registered_entry_id, "type", "value") ;
-CREATE TABLE "migrations" ("id" integer primary key autoincrement,"created_at" datetime,"updated_at" datetime,"version" integer,"code_version" varchar(255) );
-CREATE TABLE "dns_names" ("id" integer primary key autoincrement,"created_at" datetime,"updated_at" datetime,"registered_entry_id" integer,"value" varchar(255) );
-CREATE UNIQUE INDEX idx_dns_entry ON "dns_names"(registered_entry_id, "value") ;
-CREATE TABLE "federated_trust_domains" ("id" integer primary key autoincrement,"created_at" datetime,"updated_at" datetime,"trust_domain" varchar(255) NOT NULL,"bundle_endpoint_url" varchar(255),"bundle_endpoint_profile" varchar(255),"endpoint_spiffe_id" varchar(255),"implicit" bool );
-CREATE UNIQUE INDEX uix_federated_trust_domains_trust_domain ON "federated_trust_domains"(trust_domain) ;
-CREATE TABLE "ca_journals" ("id" integer primary key autoincrement,"created_at" datetime,"updated_at" datetime,"data" blob,"active_x509_authority_id" varchar(255),"active_jwt_authority_id" varchar(255) );
-CREATE INDEX idx_ca_journals_active_x509_authority_id ON "ca_journals"(active_x509_authority_id) ;
-CREATE INDEX idx_ca_journals_active_jwt_authority_id ON "ca_journals"(active_jwt_authority_id) ;
-CREATE INDEX idx_federated_registration_entries_registered_entry_id ON "federated_registration_entries"(registered_entry_id) ;
-"#;
+/// SPIRE's schema 25, as its object mapper makes it on each engine.
+const SQLITE_TABLES: &str = include_str!("schema/sqlite.sql");
+const POSTGRES_TABLES: &str = include_str!("schema/postgres.sql");
+const MYSQL_TABLES: &str = include_str!("schema/mysql.sql");
 
 /// Finial's own tables. SPIRE passes over them.
-const OWN_TABLES: &str = r#"
-CREATE TABLE "finial_meta" ("name" varchar(255) NOT NULL PRIMARY KEY, "value" varchar(255) NOT NULL);
-CREATE TABLE "finial_issued" ("seq" integer NOT NULL PRIMARY KEY, "serial" varchar(255) NOT NULL, "spiffe_id" varchar(2048) NOT NULL, "entry_id" varchar(255) NOT NULL, "entry_revision" bigint NOT NULL, "agent_id" varchar(2048) NOT NULL, "authority_id" varchar(255) NOT NULL, "not_before" bigint NOT NULL, "not_after" bigint NOT NULL, "key_fingerprint" varchar(64) NOT NULL, "kind" varchar(32) NOT NULL, "hash" varchar(64) NOT NULL);
-CREATE INDEX "idx_finial_issued_not_after" ON "finial_issued"("not_after");
-CREATE INDEX "idx_finial_issued_serial" ON "finial_issued"("serial");
-"#;
+const SQLITE_OWN_TABLES: &str = include_str!("schema/sqlite_own.sql");
+const POSTGRES_OWN_TABLES: &str = include_str!("schema/postgres_own.sql");
+const MYSQL_OWN_TABLES: &str = include_str!("schema/mysql_own.sql");
 
 #[cfg(test)]
 mod tests {

@@ -37,14 +37,16 @@ use tokio::task::{JoinError, spawn_blocking};
 
 use dialect::{Dialect, Row, Sql};
 use engine::Engine;
+pub use engine::change::Change;
 pub use error::StoreError;
 pub use migrations::{CODE_VERSION, SCHEMA_VERSION};
-pub use settings::OpenSettings;
+pub use settings::{DatabaseSettings, DatabaseType, OpenSettings, TlsFiles};
 
 /// The database, open. Clones share it; the last one closes it.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    stale: bool,
 }
 
 impl Store {
@@ -60,7 +62,7 @@ impl Store {
             Ok(Inner { trust_domain: settings.trust_domain, clock: settings.clock, engine })
         })
         .await?;
-        Ok(Store { inner: Arc::new(inner) })
+        Ok(Store { inner: Arc::new(inner), stale: false })
     }
 
     /// The trust domain that the database belongs to.
@@ -108,6 +110,21 @@ impl Store {
         issued::IssuedRecords { store: self }
     }
 
+    /// The same database, for reads that may miss what was committed in the last seconds: they go to the replica, if
+    /// one is configured. Writes go where they always go.
+    pub fn tolerating_stale(&self) -> Store {
+        Store { inner: Arc::clone(&self.inner), stale: true }
+    }
+
+    /// Calls `on_change` when another server has changed something, and whenever that may have been missed. Never ends.
+    /// Where the engine does not tell (SQLite, MySQL), it is never called.
+    pub async fn listen(self, on_change: impl FnMut(Change) + Send) {
+        match &self.inner.engine {
+            Engine::Network(database) => engine::postgres::listen::listen(database, on_change).await,
+            Engine::Sqlite(_) => std::future::pending().await,
+        }
+    }
+
     fn dialect(&self) -> Dialect {
         self.inner.engine.dialect()
     }
@@ -118,7 +135,7 @@ impl Store {
         F: FnOnce(&Sql<'_>) -> Result<T, StoreError> + Clone + Send + 'static,
         T: Send + 'static,
     {
-        self.inner.engine.read(self.inner.clock.now(), work).await
+        self.inner.engine.read(self.inner.clock.now(), self.stale, work).await
     }
 
     /// Runs `work` in one write transaction, which is committed when `work` succeeds. Where the engine wants it repeated,
@@ -136,6 +153,15 @@ impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").field("trust_domain", &self.inner.trust_domain).finish_non_exhaustive()
     }
+}
+
+/// Reads the connection strings of a database, without opening it.
+///
+/// # Errors
+///
+/// [`StoreError::ConnectionSetting`] or [`StoreError::ConnectionString`].
+pub fn check(settings: &DatabaseSettings) -> Result<(), StoreError> {
+    engine::check(settings)
 }
 
 /// Which part of a list to give.

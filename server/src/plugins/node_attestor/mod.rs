@@ -1,10 +1,8 @@
 //! Node attestors: how a machine proves what it is before it gets an agent's SVID.
 
-mod agent_path;
 pub mod exchange;
 pub mod join_token;
 pub mod path_template;
-pub mod x509pop;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -79,11 +77,20 @@ pub struct Host {
 pub type Make = fn(Section, &Host) -> Result<Arc<dyn NodeAttestor>, SettingsError>;
 
 /// All attestors that this program has.
-pub const BUILT_IN: &[(&str, Make)] = &[(join_token::NAME, join_token::make), (x509pop::NAME, x509pop::make)];
+pub const BUILT_IN: &[(&str, Make)] = &[(join_token::NAME, join_token::make)];
 
 /// SPIRE's other attestors, which this program refuses by name.
-pub const NOT_BUILT: &[&str] =
-    &["aws_iid", "azure_imds", "azure_msi", "gcp_iit", "http_challenge", "k8s_psat", "sshpop", "tpm_devid"];
+pub const NOT_BUILT: &[&str] = &[
+    "aws_iid",
+    "azure_imds",
+    "azure_msi",
+    "gcp_iit",
+    "http_challenge",
+    "k8s_psat",
+    "sshpop",
+    "tpm_devid",
+    "x509pop",
+];
 
 /// The configured attestors by name. Join tokens are always among them, as in SPIRE.
 #[derive(Clone)]
@@ -131,7 +138,5 @@ impl fmt::Debug for NodeAttestors {
     }
 }
 
-#[cfg(test)]
-mod fixture;
 #[cfg(test)]
 mod tests;

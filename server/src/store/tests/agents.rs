@@ -2,6 +2,20 @@ use finial_identity::selector::{SelectorMatch, matches};
 
 use super::*;
 use crate::store::agents::{AttestedNode, ListAgents, NodeUpdate, Recorded};
+use crate::store::tests::engines::{Fresh, on_every_engine};
+
+on_every_engine!(
+    every_field_is_stored,
+    an_attestation_creates_then_updates_and_never_revives_a_banned_agent,
+    an_update_changes_the_fields_of_the_mask_alone,
+    a_pending_svid_is_promoted_once_by_its_serial_number,
+    selectors_are_replaced_and_repetitions_do_not_matter,
+    deleting_a_node_deletes_the_alias_of_its_token_and_nothing_of_an_operator,
+    filters_restrict_and_combine,
+    selectors_compare_as_sets_in_every_mode,
+    pruning_spares_the_banned_and_those_who_cannot_come_back,
+    nodes_are_found_by_ids_and_by_scan,
+);
 
 pub(super) fn node(path: &str) -> AttestedNode {
     AttestedNode {
@@ -23,9 +37,8 @@ async fn paths(store: &Store, list: &ListAgents) -> Vec<String> {
     page.items.iter().map(|node| node.spiffe_id.path().to_owned()).collect()
 }
 
-#[tokio::test(start_paused = true)]
-async fn every_field_is_stored() {
-    let store = in_memory().await;
+async fn every_field_is_stored(fresh: Fresh) {
+    let store = fresh.store().await;
     let pending = AttestedNode {
         new_serial_number: "2".to_owned(),
         new_expires_at: NOW + 20,
@@ -38,9 +51,8 @@ async fn every_field_is_stored() {
     assert!(matches!(error, StoreError::AlreadyExists(_)), "{error:?}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_attestation_creates_then_updates_and_never_revives_a_banned_agent() {
-    let store = in_memory().await;
+async fn an_attestation_creates_then_updates_and_never_revives_a_banned_agent(fresh: Fresh) {
+    let store = fresh.store().await;
     let first = node("/spire/agent/x");
     assert_eq!(store.agents().record_attestation(first.clone()).await.unwrap(), Recorded::Created);
     store.agents().set_pending(&first.spiffe_id, "9", NOW + 90).await.unwrap();
@@ -71,9 +83,8 @@ async fn an_attestation_creates_then_updates_and_never_revives_a_banned_agent() 
     assert_eq!(store.events().latest().await.unwrap(), events);
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_update_changes_the_fields_of_the_mask_alone() {
-    let store = in_memory().await;
+async fn an_update_changes_the_fields_of_the_mask_alone(fresh: Fresh) {
+    let store = fresh.store().await;
     let mut expected = store.agents().create(node("/spire/agent/x")).await.unwrap();
     type Expect = fn(&mut AttestedNode);
     let steps: Vec<(NodeUpdate, Expect)> = vec![
@@ -99,9 +110,8 @@ async fn an_update_changes_the_fields_of_the_mask_alone() {
     assert!(matches!(missing, Err(StoreError::NotFound(_))));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_pending_svid_is_promoted_once_by_its_serial_number() {
-    let store = in_memory().await;
+async fn a_pending_svid_is_promoted_once_by_its_serial_number(fresh: Fresh) {
+    let store = fresh.store().await;
     let agent = store.agents().create(node("/spire/agent/x")).await.unwrap().spiffe_id;
     assert_eq!(store.agents().promote(&agent, "").await.unwrap(), None);
     store.agents().set_pending(&agent, "5", NOW + 50).await.unwrap();
@@ -123,9 +133,8 @@ async fn a_pending_svid_is_promoted_once_by_its_serial_number() {
     assert!(matches!(missing, Err(StoreError::NotFound(_))));
 }
 
-#[tokio::test(start_paused = true)]
-async fn selectors_are_replaced_and_repetitions_do_not_matter() {
-    let store = in_memory().await;
+async fn selectors_are_replaced_and_repetitions_do_not_matter(fresh: Fresh) {
+    let store = fresh.store().await;
     let agent = store.agents().create(node("/spire/agent/x")).await.unwrap().spiffe_id;
     let twice = [selectors(&["z:1", "c:3"]), selectors(&["z:1"])].concat();
     store.agents().set_selectors(&agent, twice).await.unwrap();
@@ -134,9 +143,8 @@ async fn selectors_are_replaced_and_repetitions_do_not_matter() {
     assert!(store.agents().get(&agent).await.unwrap().unwrap().selectors.is_empty());
 }
 
-#[tokio::test(start_paused = true)]
-async fn deleting_a_node_deletes_the_alias_of_its_token_and_nothing_of_an_operator() {
-    let store = in_memory().await;
+async fn deleting_a_node_deletes_the_alias_of_its_token_and_nothing_of_an_operator(fresh: Fresh) {
+    let store = fresh.store().await;
     for (kind, aliases_left) in [("join_token", 0), ("other", 1)] {
         let path = format!("/spire/agent/join_token/{kind}");
         let agent = id(&path);
@@ -172,9 +180,8 @@ async fn deleting_a_node_deletes_the_alias_of_its_token_and_nothing_of_an_operat
     assert_eq!(selectors_left.unwrap(), 0);
 }
 
-#[tokio::test(start_paused = true)]
-async fn filters_restrict_and_combine() {
-    let store = in_memory().await;
+async fn filters_restrict_and_combine(fresh: Fresh) {
+    let store = fresh.store().await;
     for new in [
         AttestedNode { attestation_type: "x".to_owned(), ..node("/spire/agent/1") },
         AttestedNode { can_reattest: false, expires_at: NOW - 5, ..node("/spire/agent/2") },
@@ -213,9 +220,8 @@ async fn filters_restrict_and_combine() {
     assert_eq!(error.to_string(), "could not parse token 'x'");
 }
 
-#[tokio::test(start_paused = true)]
-async fn selectors_compare_as_sets_in_every_mode() {
-    let store = in_memory().await;
+async fn selectors_compare_as_sets_in_every_mode(fresh: Fresh) {
+    let store = fresh.store().await;
     let sets: [&[&str]; 4] = [&["a:1"], &["a:1", "a:2"], &["a:2", "b:1"], &["c:1"]];
     for (i, set) in sets.iter().enumerate() {
         let new = AttestedNode { selectors: selectors(set), ..node(&format!("/spire/agent/{i}")) };
@@ -236,7 +242,7 @@ async fn selectors_compare_as_sets_in_every_mode() {
 
 #[tokio::test(start_paused = true)]
 async fn expiry_is_compared_as_time_whatever_zone_it_was_written_in() {
-    let store = in_memory().await;
+    let store = Fresh::SQLITE.store().await;
     store.agents().create(node("/spire/agent/x")).await.unwrap();
     // Both are 07:00 UTC, an hour before NOW.
     for text in ["2027-01-15 21:00:00+14:00", "2027-01-14 19:00:00-12:00"] {
@@ -249,9 +255,8 @@ async fn expiry_is_compared_as_time_whatever_zone_it_was_written_in() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn pruning_spares_the_banned_and_those_who_cannot_come_back() {
-    let store = in_memory().await;
+async fn pruning_spares_the_banned_and_those_who_cannot_come_back(fresh: Fresh) {
+    let store = fresh.store().await;
     for new in [
         AttestedNode { expires_at: NOW - 1, ..node("/spire/agent/gone1") },
         AttestedNode { expires_at: NOW - 1, ..node("/spire/agent/gone2") },
@@ -275,9 +280,8 @@ async fn pruning_spares_the_banned_and_those_who_cannot_come_back() {
     assert_eq!(store.events().latest().await.unwrap().node_event, 8);
 }
 
-#[tokio::test(start_paused = true)]
-async fn nodes_are_found_by_ids_and_by_scan() {
-    let store = in_memory().await;
+async fn nodes_are_found_by_ids_and_by_scan(fresh: Fresh) {
+    let store = fresh.store().await;
     for i in 0..5 {
         store.agents().create(node(&format!("/spire/agent/{i}"))).await.unwrap();
     }

@@ -3,6 +3,19 @@ use finial_identity::bundle::{JwtAuthority, X509Authority};
 use super::*;
 use crate::store::bundles::{BundleUpdate, DeleteMode};
 use crate::store::entries::ListEntries;
+use crate::store::tests::engines::{Fresh, on_every_engine};
+
+on_every_engine!(
+    bundles_are_created_found_listed_and_counted,
+    the_stored_name_is_a_spiffe_id_as_spire_has_it,
+    an_update_changes_the_fields_of_the_mask_alone,
+    set_replaces_and_append_adds,
+    taints_and_revocations_are_stored_with_the_sequence_number,
+    pruning_a_missing_bundle_is_nothing_and_a_broken_certificate_is_named,
+    an_edit_that_fails_changes_nothing,
+    the_delete_mode_decides_over_federated_entries,
+    unknown_fields_of_a_stored_bundle_survive_every_change,
+);
 
 fn key(id: &str) -> JwtAuthority {
     JwtAuthority { key_id: id.to_owned(), public_key: vec![1, 2, 3], expires_at: NOW, tainted: false }
@@ -18,9 +31,8 @@ fn bundle(name: &str) -> Bundle {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn bundles_are_created_found_listed_and_counted() {
-    let store = in_memory().await;
+async fn bundles_are_created_found_listed_and_counted(fresh: Fresh) {
+    let store = fresh.store().await;
     for name in ["b.test", "a.test", "c.test"] {
         assert_eq!(store.bundles().create(bundle(name)).await.unwrap(), bundle(name));
     }
@@ -28,7 +40,12 @@ async fn bundles_are_created_found_listed_and_counted() {
     assert_eq!(store.bundles().get(&td("d.test")).await.unwrap(), None);
     assert_eq!(store.bundles().count().await.unwrap(), 3);
     let error = store.bundles().create(bundle("a.test")).await.unwrap_err();
-    assert_eq!(error.to_string(), "datastore-sql: UNIQUE constraint failed: bundles.trust_domain");
+    let taken = fresh.taken(
+        "bundles.trust_domain",
+        "uix_bundles_trust_domain",
+        "'spiffe://a.test' for key 'uix_bundles_trust_domain'",
+    );
+    assert_eq!(error.to_string(), taken);
 
     let all = store.bundles().list(None).await.unwrap();
     assert_eq!(all.items, [bundle("b.test"), bundle("a.test"), bundle("c.test")]);
@@ -42,16 +59,14 @@ async fn bundles_are_created_found_listed_and_counted() {
     assert!(store.bundles().list(Some(&page("x"))).await.is_err());
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_stored_name_is_a_spiffe_id_as_spire_has_it() {
-    let store = with_bundles(&["a.test"]).await;
+async fn the_stored_name_is_a_spiffe_id_as_spire_has_it(fresh: Fresh) {
+    let store = fresh.with_bundles(&["a.test"]).await;
     let name = store.read(|sql| sql.row("SELECT trust_domain FROM bundles", &[], |row| row.text(0))).await;
     assert_eq!(name.unwrap().as_deref(), Some("spiffe://a.test"));
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_update_changes_the_fields_of_the_mask_alone() {
-    let store = in_memory().await;
+async fn an_update_changes_the_fields_of_the_mask_alone(fresh: Fresh) {
+    let store = fresh.store().await;
     store.bundles().create(bundle("a.test")).await.unwrap();
     let mut expected = bundle("a.test");
     let authority = X509Authority { der: vec![9], tainted: true };
@@ -79,9 +94,8 @@ async fn an_update_changes_the_fields_of_the_mask_alone() {
     assert!(matches!(missing, Err(StoreError::NotFound(_))));
 }
 
-#[tokio::test(start_paused = true)]
-async fn set_replaces_and_append_adds() {
-    let store = in_memory().await;
+async fn set_replaces_and_append_adds(fresh: Fresh) {
+    let store = fresh.store().await;
     store.bundles().set(bundle("a.test")).await.unwrap();
     let other = Bundle { jwt_authorities: vec![key("b")], sequence_number: 1, ..bundle("a.test") };
     store.bundles().set(other.clone()).await.unwrap();
@@ -95,9 +109,8 @@ async fn set_replaces_and_append_adds() {
     assert_eq!(store.bundles().count().await.unwrap(), 2);
 }
 
-#[tokio::test(start_paused = true)]
-async fn taints_and_revocations_are_stored_with_the_sequence_number() {
-    let store = in_memory().await;
+async fn taints_and_revocations_are_stored_with_the_sequence_number(fresh: Fresh) {
+    let store = fresh.store().await;
     let a = td("a.test");
     store.bundles().create(bundle("a.test")).await.unwrap();
     let text = |error: StoreError| error.to_string();
@@ -117,9 +130,8 @@ async fn taints_and_revocations_are_stored_with_the_sequence_number() {
     assert!(matches!(store.bundles().taint_jwt(&td("x"), "a").await, Err(StoreError::NotFound(_))));
 }
 
-#[tokio::test(start_paused = true)]
-async fn pruning_a_missing_bundle_is_nothing_and_a_broken_certificate_is_named() {
-    let store = in_memory().await;
+async fn pruning_a_missing_bundle_is_nothing_and_a_broken_certificate_is_named(fresh: Fresh) {
+    let store = fresh.store().await;
     let expired_by = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.unsigned_abs());
     assert_eq!(store.bundles().prune(&td("a.test"), expired_by).await.unwrap(), None);
     store.bundles().create(bundle("a.test")).await.unwrap();
@@ -128,9 +140,8 @@ async fn pruning_a_missing_bundle_is_nothing_and_a_broken_certificate_is_named()
     assert_eq!(store.bundles().get(&td("a.test")).await.unwrap(), Some(bundle("a.test")));
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_edit_that_fails_changes_nothing() {
-    let store = in_memory().await;
+async fn an_edit_that_fails_changes_nothing(fresh: Fresh) {
+    let store = fresh.store().await;
     store.bundles().create(bundle("a.test")).await.unwrap();
     let fail = |bundle: &mut Bundle| {
         bundle.sequence_number = 1000;
@@ -141,13 +152,12 @@ async fn an_edit_that_fails_changes_nothing() {
     assert_eq!(store.bundles().get(&td("a.test")).await.unwrap(), Some(bundle("a.test")));
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_delete_mode_decides_over_federated_entries() {
+async fn the_delete_mode_decides_over_federated_entries(fresh: Fresh) {
     let a = td("a.test");
     for (mode, federated_left, total_left) in
         [(DeleteMode::Restrict, 2, 3), (DeleteMode::Delete, 0, 1), (DeleteMode::Dissociate, 0, 3)]
     {
-        let store = with_bundles(&["a.test", "b.test"]).await;
+        let store = fresh.with_bundles(&["a.test", "b.test"]).await;
         for (i, names) in [&["a.test"][..], &["a.test", "b.test"], &["b.test"]].iter().enumerate() {
             let federates_with = names.iter().map(|name| td(name)).collect();
             let new = Entry { id: format!("e{i}"), federates_with, ..entry(&format!("/{i}"), &["a:1"]) };
@@ -182,10 +192,9 @@ async fn the_delete_mode_decides_over_federated_entries() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn unknown_fields_of_a_stored_bundle_survive_every_change() {
+async fn unknown_fields_of_a_stored_bundle_survive_every_change(fresh: Fresh) {
     const UNKNOWN: [u8; 6] = [0xd2, 0x05, 0x03, b'n', b'e', b'w'];
-    let store = in_memory().await;
+    let store = fresh.store().await;
     store.bundles().create(bundle("a.test")).await.unwrap();
     store
         .write(|sql| sql.run("UPDATE bundles SET data = data || ?", dialect::values![&UNKNOWN[..]]))

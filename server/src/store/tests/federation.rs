@@ -3,6 +3,13 @@ use finial_identity::bundle::X509Authority;
 use super::*;
 use crate::store::bundles::DeleteMode;
 use crate::store::federation::{EndpointProfile, Relationship, RelationshipUpdate};
+use crate::store::tests::engines::{Fresh, on_every_engine};
+
+on_every_engine!(
+    relationships_are_created_found_listed_and_deleted,
+    an_update_changes_what_it_names_and_takes_a_new_bundle,
+    a_row_that_makes_no_sense_is_named,
+);
 
 fn web(name: &str) -> Relationship {
     Relationship {
@@ -22,9 +29,8 @@ fn bundle(name: &str, der: u8) -> Bundle {
     Bundle { x509_authorities, ..Bundle::new(td(name)) }
 }
 
-#[tokio::test(start_paused = true)]
-async fn relationships_are_created_found_listed_and_deleted() {
-    let store = in_memory().await;
+async fn relationships_are_created_found_listed_and_deleted(fresh: Fresh) {
+    let store = fresh.store().await;
     let with_bundle =
         Relationship { profile: spiffe("b.test"), bundle: Some(bundle("b.test", 1)), ..web("b.test") };
     assert_eq!(store.federation().create(web("a.test")).await.unwrap(), web("a.test"));
@@ -33,10 +39,12 @@ async fn relationships_are_created_found_listed_and_deleted() {
 
     let twice = Relationship { bundle: Some(bundle("a.test", 9)), ..web("a.test") };
     let error = store.federation().create(twice).await.unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "datastore-sql: UNIQUE constraint failed: federated_trust_domains.trust_domain"
+    let taken = fresh.taken(
+        "federated_trust_domains.trust_domain",
+        "uix_federated_trust_domains_trust_domain",
+        "'a.test' for key 'uix_federated_trust_domains_trust_domain'",
     );
+    assert_eq!(error.to_string(), taken);
     assert_eq!(store.bundles().get(&td("a.test")).await.unwrap(), None, "nothing of it is left");
 
     let all = store.federation().list(None).await.unwrap();
@@ -55,9 +63,8 @@ async fn relationships_are_created_found_listed_and_deleted() {
     assert!(matches!(again, Err(StoreError::NotFound(_))));
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_update_changes_what_it_names_and_takes_a_new_bundle() {
-    let store = in_memory().await;
+async fn an_update_changes_what_it_names_and_takes_a_new_bundle(fresh: Fresh) {
+    let store = fresh.store().await;
     store.federation().create(Relationship { profile: spiffe("e.test"), ..web("a.test") }).await.unwrap();
     let mut expected = Relationship { profile: spiffe("e.test"), ..web("a.test") };
     type Expect = fn(&mut Relationship);
@@ -88,9 +95,8 @@ async fn an_update_changes_what_it_names_and_takes_a_new_bundle() {
     assert_eq!(missing.to_string(), "unable to fetch federation relationship: record not found");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_row_that_makes_no_sense_is_named() {
-    let store = in_memory().await;
+async fn a_row_that_makes_no_sense_is_named(fresh: Fresh) {
+    let store = fresh.store().await;
     for (columns, cause) in [
         (
             "'a.test', 'https://a', 'smoke_signals', ''",

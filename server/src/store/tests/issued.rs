@@ -1,5 +1,15 @@
 use super::*;
 use crate::store::issued::{Batching, IssuedKind, IssuedLog, IssuedRecord, ListIssued};
+use crate::store::tests::engines::{Fresh, on_every_engine};
+
+on_every_engine!(
+    everything_recorded_is_listed_in_order_and_verifies,
+    rows_are_written_without_a_flush_after_the_wait,
+    the_task_writes_everything_before_it_ends,
+    any_change_to_the_log_is_noticed_and_placed,
+    pruning_keeps_the_chain_and_rows_behind_a_live_one,
+    lists_restrict_by_end_serial_identity_and_kind,
+);
 
 fn record(number: i64) -> IssuedRecord {
     IssuedRecord {
@@ -29,9 +39,8 @@ async fn change(store: &Store, sql: &'static str) {
     store.write(move |engine| engine.script(sql)).await.unwrap();
 }
 
-#[tokio::test(start_paused = true)]
-async fn everything_recorded_is_listed_in_order_and_verifies() {
-    let store = in_memory().await;
+async fn everything_recorded_is_listed_in_order_and_verifies(fresh: Fresh) {
+    let store = fresh.store().await;
     let empty = store.issued().verify().await.unwrap();
     assert_eq!((empty.rows, empty.last_seq), (0, 0));
     log_of(&store, 25).await;
@@ -46,9 +55,8 @@ async fn everything_recorded_is_listed_in_order_and_verifies() {
     assert_eq!(verified.last_hash, rows[24].hash);
 }
 
-#[tokio::test(start_paused = true)]
-async fn rows_are_written_without_a_flush_after_the_wait() {
-    let store = in_memory().await;
+async fn rows_are_written_without_a_flush_after_the_wait(fresh: Fresh) {
+    let store = fresh.store().await;
     let (log, task) = IssuedLog::start(store.clone(), Batching::default());
     tokio::spawn(task);
     log.record(record(1));
@@ -58,9 +66,8 @@ async fn rows_are_written_without_a_flush_after_the_wait() {
     assert_eq!(store.issued().count(&ListIssued::default()).await.unwrap(), 1);
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_task_writes_everything_before_it_ends() {
-    let store = in_memory().await;
+async fn the_task_writes_everything_before_it_ends(fresh: Fresh) {
+    let store = fresh.store().await;
     let (log, task) = IssuedLog::start(store.clone(), Batching::default());
     let task = tokio::spawn(task);
     log.record(record(1));
@@ -84,8 +91,7 @@ async fn the_chain_goes_on_after_a_restart() {
     assert_eq!((verified.rows, verified.last_seq), (2, 2));
 }
 
-#[tokio::test(start_paused = true)]
-async fn any_change_to_the_log_is_noticed_and_placed() {
+async fn any_change_to_the_log_is_noticed_and_placed(fresh: Fresh) {
     for (sql, seq) in [
         ("UPDATE finial_issued SET serial = '77' WHERE seq = 3", 3),
         ("UPDATE finial_issued SET not_after = not_after + 1 WHERE seq = 3", 3),
@@ -112,7 +118,7 @@ async fn any_change_to_the_log_is_noticed_and_placed() {
             1,
         ),
     ] {
-        let store = in_memory().await;
+        let store = fresh.store().await;
         log_of(&store, 5).await;
         change(&store, sql).await;
         let error = store.issued().verify().await.unwrap_err();
@@ -120,9 +126,8 @@ async fn any_change_to_the_log_is_noticed_and_placed() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn pruning_keeps_the_chain_and_rows_behind_a_live_one() {
-    let store = in_memory().await;
+async fn pruning_keeps_the_chain_and_rows_behind_a_live_one(fresh: Fresh) {
+    let store = fresh.store().await;
     let log = log_of(&store, 6).await;
     log.record(record(1));
     log.flush().await.unwrap();
@@ -141,9 +146,8 @@ async fn pruning_keeps_the_chain_and_rows_behind_a_live_one() {
     assert!(store.issued().verify().await.is_err());
 }
 
-#[tokio::test(start_paused = true)]
-async fn lists_restrict_by_end_serial_identity_and_kind() {
-    let store = in_memory().await;
+async fn lists_restrict_by_end_serial_identity_and_kind(fresh: Fresh) {
+    let store = fresh.store().await;
     let log = log_of(&store, 5).await;
     log.record(IssuedRecord {
         kind: IssuedKind::Ca,

@@ -12,9 +12,11 @@ use super::*;
 
 mod agents;
 mod bundles;
+mod engines;
 mod entries;
 mod federation;
 mod issued;
+mod network;
 mod opening;
 mod others;
 mod trouble;
@@ -64,18 +66,6 @@ fn entry(path: &str, selector_texts: &[&str]) -> Entry {
 
 fn settings(connection_string: &str) -> OpenSettings {
     OpenSettings::new(connection_string, own(), clock())
-}
-
-async fn in_memory() -> Store {
-    Store::open(settings(":memory:")).await.unwrap()
-}
-
-async fn with_bundles(names: &[&str]) -> Store {
-    let store = in_memory().await;
-    for name in names {
-        store.bundles().create(Bundle::new(td(name))).await.unwrap();
-    }
-    store
 }
 
 /// A directory with a database file, and another way into it.

@@ -99,7 +99,7 @@ async fn older_schemas_are_brought_up() {
         let before = contents(&disk);
 
         let mut without = settings(&disk.connection_string());
-        without.disable_migration = true;
+        without.database.disable_migration = true;
         let error = Store::open(without).await.unwrap_err();
         assert!(matches!(error, StoreError::MigrationDisabled { found, needed: 25 } if found == version));
         assert_eq!(contents(&disk), before);
@@ -116,7 +116,7 @@ async fn what_cannot_be_served_is_refused_and_not_touched() {
     type Check = fn(&StoreError) -> bool;
     let cases: &[(&str, &str, Check)] = &[
         (
-            "UPDATE migrations SET version = 26",
+            "UPDATE migrations SET version = 26, code_version = '1.17.0'",
             "schema version 26 of SPIRE, and this release knows versions up to 25",
             |error| matches!(error, StoreError::NewerSchema { found: 26, known: 25, .. }),
         ),

@@ -6,7 +6,18 @@ use prost::Message;
 use super::*;
 use crate::store::events::{EventsWanted, LatestEvents};
 use crate::store::journal::JournalRow;
+use crate::store::tests::engines::{Fresh, on_every_engine};
 use crate::store::tokens::Taken;
+
+on_every_engine!(
+    an_expired_token_is_used_up,
+    a_token_and_its_entry_are_stored_together_or_not_at_all,
+    tokens_are_pruned_after_their_expiry,
+    each_server_finds_its_own_journal,
+    a_journal_is_pruned_when_its_last_authority_has_expired,
+    events_are_read_from_a_place_on_and_by_number,
+    old_events_are_pruned_and_their_numbers_not_used_again,
+);
 
 #[tokio::test(start_paused = true)]
 async fn of_many_who_take_a_token_one_gets_it() {
@@ -23,9 +34,8 @@ async fn of_many_who_take_a_token_one_gets_it() {
     assert_eq!(taken.iter().filter(|taken| **taken == Taken::Missing).count(), 49);
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_expired_token_is_used_up() {
-    let store = in_memory().await;
+async fn an_expired_token_is_used_up(fresh: Fresh) {
+    let store = fresh.store().await;
     store.tokens().create("t", NOW - 1, None).await.unwrap();
     assert_eq!(store.tokens().expiry("t").await.unwrap(), Some(NOW - 1));
     assert_eq!(store.tokens().take("t", NOW).await.unwrap(), Taken::Expired);
@@ -33,13 +43,14 @@ async fn an_expired_token_is_used_up() {
     assert_eq!(store.tokens().expiry("t").await.unwrap(), None);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_token_and_its_entry_are_stored_together_or_not_at_all() {
-    let store = in_memory().await;
+async fn a_token_and_its_entry_are_stored_together_or_not_at_all(fresh: Fresh) {
+    let store = fresh.store().await;
     let created = store.tokens().create("t", NOW, Some(entry("/alias", &["a:1"]))).await.unwrap().unwrap();
     assert_eq!(store.entries().get(&created.entry.id).await.unwrap(), Some(created.entry));
     let again = store.tokens().create("t", NOW, Some(entry("/other", &["a:1"]))).await.unwrap_err();
-    assert_eq!(again.to_string(), "datastore-sql: UNIQUE constraint failed: join_tokens.token");
+    let taken =
+        fresh.taken("join_tokens.token", "uix_join_tokens_token", "'t' for key 'uix_join_tokens_token'");
+    assert_eq!(again.to_string(), taken);
     let wrong = Entry { federates_with: vec![td("x")], ..entry("/other", &["a:1"]) };
     assert!(store.tokens().create("u", NOW, Some(wrong)).await.is_err());
     assert_eq!(store.tokens().expiry("u").await.unwrap(), None);
@@ -50,9 +61,8 @@ async fn a_token_and_its_entry_are_stored_together_or_not_at_all() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn tokens_are_pruned_after_their_expiry() {
-    let store = in_memory().await;
+async fn tokens_are_pruned_after_their_expiry(fresh: Fresh) {
+    let store = fresh.store().await;
     store.tokens().create("old", NOW - 1, None).await.unwrap();
     store.tokens().create("live", NOW, None).await.unwrap();
     assert_eq!(store.tokens().prune(NOW).await.unwrap(), 1);
@@ -63,9 +73,8 @@ fn row(data: &[u8], active: &str) -> JournalRow {
     JournalRow { id: 0, data: data.to_vec(), active_x509_authority_id: active.to_owned() }
 }
 
-#[tokio::test(start_paused = true)]
-async fn each_server_finds_its_own_journal() {
-    let store = in_memory().await;
+async fn each_server_finds_its_own_journal(fresh: Fresh) {
+    let store = fresh.store().await;
     let first = store.journal().set(row(b"1", "aa")).await.unwrap();
     let second = store.journal().set(row(b"2", "bb")).await.unwrap();
     store.journal().set(row(b"3", "")).await.unwrap();
@@ -83,9 +92,8 @@ async fn each_server_finds_its_own_journal() {
     assert!(matches!(missing, Err(StoreError::NotFound(_))));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_journal_is_pruned_when_its_last_authority_has_expired() {
-    let store = in_memory().await;
+async fn a_journal_is_pruned_when_its_last_authority_has_expired(fresh: Fresh) {
+    let store = fresh.store().await;
     let blob = |x509: i64, jwt: i64, wit: i64| {
         Entries {
             x509_c_as: vec![X509caEntry { not_after: x509, ..Default::default() }],
@@ -114,9 +122,8 @@ async fn a_journal_is_pruned_when_its_last_authority_has_expired() {
     assert_eq!(store.journal().list().await.unwrap().len(), 4);
 }
 
-#[tokio::test(start_paused = true)]
-async fn events_are_read_from_a_place_on_and_by_number() {
-    let store = in_memory().await;
+async fn events_are_read_from_a_place_on_and_by_number(fresh: Fresh) {
+    let store = fresh.store().await;
     assert_eq!(store.events().latest().await.unwrap(), LatestEvents::default());
     for i in 0..6 {
         let new = Entry { id: format!("e{i}"), ..entry(&format!("/{i}"), &["a:1"]) };
@@ -132,16 +139,17 @@ async fn events_are_read_from_a_place_on_and_by_number() {
     assert_eq!(found.nodes[0].spiffe_id, "spiffe://example.org/spire/agent/x");
 }
 
-#[tokio::test(start_paused = true)]
-async fn old_events_are_pruned_and_their_numbers_not_used_again() {
-    let store = in_memory().await;
+async fn old_events_are_pruned_and_their_numbers_not_used_again(fresh: Fresh) {
+    let store = fresh.store().await;
     let created = store.entries().create(entry("/w", &["a:1"])).await.unwrap().entry;
     tokio::time::advance(Duration::from_secs(10)).await;
     store.agents().create(super::agents::node("/spire/agent/x")).await.unwrap();
     assert_eq!(store.events().prune(NOW + 10).await.unwrap(), 1);
     assert!(store.events().entries_after(0).await.unwrap().is_empty());
     assert_eq!(store.events().nodes_after(0).await.unwrap().len(), 1);
-    assert_eq!(store.events().latest().await.unwrap().entry_event, 1);
+    // The counters of network databases run ahead of what is committed.
+    let last = if fresh.is_sqlite() { 1 } else { 0 };
+    assert_eq!(store.events().latest().await.unwrap().entry_event, last);
     store.entries().delete(&created.id).await.unwrap();
     assert_eq!(store.events().entries_after(0).await.unwrap()[0].id, 2);
 }

@@ -1,5 +1,11 @@
 use super::*;
 use crate::store::entries::EntryUpdate;
+use crate::store::tests::engines::{Fresh, on_every_engine};
+
+on_every_engine!(
+    a_change_whose_event_cannot_be_written_does_not_happen,
+    rows_that_are_not_readable_are_passed_over_in_lists_and_can_be_deleted,
+);
 
 #[tokio::test(start_paused = true)]
 async fn a_locked_database_is_reported_after_the_busy_timeout_and_works_again() {
@@ -47,9 +53,8 @@ async fn a_full_disk_is_reported_and_leaves_the_state_whole() {
     store.entries().create(entry("/later", &["a:1"])).await.unwrap();
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_change_whose_event_cannot_be_written_does_not_happen() {
-    let store = with_bundles(&["peer.test"]).await;
+async fn a_change_whose_event_cannot_be_written_does_not_happen(fresh: Fresh) {
+    let store = fresh.with_bundles(&["peer.test"]).await;
     let kept = store.entries().create(entry("/kept", &["a:1"])).await.unwrap().entry;
     let agent = super::agents::node("/spire/agent/x");
     store.agents().create(agent.clone()).await.unwrap();
@@ -74,9 +79,8 @@ async fn a_change_whose_event_cannot_be_written_does_not_happen() {
     assert_eq!(store.agents().get(&agent.spiffe_id).await.unwrap(), Some(agent));
 }
 
-#[tokio::test(start_paused = true)]
-async fn rows_that_are_not_readable_are_passed_over_in_lists_and_can_be_deleted() {
-    let store = in_memory().await;
+async fn rows_that_are_not_readable_are_passed_over_in_lists_and_can_be_deleted(fresh: Fresh) {
+    let store = fresh.store().await;
     let good = store.entries().create(entry("/good", &["a:1"])).await.unwrap().entry;
     let bad = store.entries().create(entry("/bad", &["a:1"])).await.unwrap().entry;
     store

@@ -1,7 +1,7 @@
 //! Reads a template: text, and actions between `{{` and `}}`.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use super::tokens::{At, Token, tokens};
 use super::{PathTemplate, TemplateError, functions};
@@ -52,7 +52,7 @@ pub(super) enum Operand {
     Bool(bool),
     Int(i64),
     Float(f64),
-    Text(Arc<str>),
+    Text(Rc<str>),
     Field(Vec<String>, Place),
     Variable(String, Vec<String>, Place),
     Function(&'static str, Place),

@@ -1,6 +1,6 @@
 //! The tokens of a template.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use super::TemplateError;
 
@@ -35,7 +35,7 @@ pub(super) struct At {
     pub(super) token: Token,
     pub(super) line: usize,
     pub(super) column: usize,
-    pub(super) source: Arc<str>,
+    pub(super) source: Rc<str>,
 }
 
 /// Cuts a template into tokens; space that actions trim is gone.

@@ -17,7 +17,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::store::dialect::{self, Sql};
-use crate::store::{OpenSettings, StoreError, blocking, migrations};
+use crate::store::{DatabaseSettings, OpenSettings, StoreError, blocking, migrations};
 
 /// The busy timeout of SPIRE's driver.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,12 +33,13 @@ pub(in crate::store) struct Database {
     /// None for a database in memory, which is one connection.
     readers: Option<Readers>,
     writer: Arc<tokio::sync::Mutex<Connection>>,
+    log_sql: bool,
     // Last, so that the connections are closed before another server may open the file.
     _lock: Option<FileLock>,
 }
 
 pub(in crate::store) fn open(settings: &OpenSettings) -> Result<Database, StoreError> {
-    let target = Target::parse(&settings.connection_string)?;
+    let target = Target::parse(&settings.database.connection_string)?;
     let (mut writer, readers, lock) = match &target.place {
         Place::Memory => (target.prepare(Connection::open_in_memory()?)?, None, None),
         Place::File(path) => {
@@ -53,10 +54,16 @@ pub(in crate::store) fn open(settings: &OpenSettings) -> Result<Database, StoreE
     };
     let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let now = settings.clock.now();
-    let sql = Sql::new(dialect::Connection::Sqlite(&transaction), now);
-    migrations::bring_up(&sql, &settings.trust_domain, settings.disable_migration)?;
+    let log_sql = settings.database.log_sql;
+    let sql = Sql::new(dialect::Connection::Sqlite(&transaction), now, log_sql);
+    migrations::bring_up(&sql, &settings.trust_domain, settings.database.disable_migration)?;
     transaction.commit()?;
-    Ok(Database { readers, writer: Arc::new(tokio::sync::Mutex::new(writer)), _lock: lock })
+    Ok(Database { readers, writer: Arc::new(tokio::sync::Mutex::new(writer)), log_sql, _lock: lock })
+}
+
+/// Reads the connection string.
+pub(in crate::store) fn check(settings: &DatabaseSettings) -> Result<(), StoreError> {
+    Target::parse(&settings.connection_string).map(drop)
 }
 
 impl Database {
@@ -68,12 +75,12 @@ impl Database {
         let Some(readers) = &self.readers else {
             return self.write(now, work).await;
         };
-        let reader = readers.take().await?;
+        let (reader, log_sql) = (readers.take().await?, self.log_sql);
         blocking(move || {
             let mut reader = reader;
             let connection = reader.connection()?;
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
-            let value = work(&Sql::new(dialect::Connection::Sqlite(&transaction), now))?;
+            let value = work(&Sql::new(dialect::Connection::Sqlite(&transaction), now, log_sql))?;
             transaction.finish()?;
             reader.give_back();
             Ok(value)
@@ -87,10 +94,10 @@ impl Database {
         F: FnOnce(&Sql<'_>) -> Result<T, StoreError> + Send + 'static,
         T: Send + 'static,
     {
-        let mut writer = Arc::clone(&self.writer).lock_owned().await;
+        let (mut writer, log_sql) = (Arc::clone(&self.writer).lock_owned().await, self.log_sql);
         blocking(move || {
             let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let value = work(&Sql::new(dialect::Connection::Sqlite(&transaction), now))?;
+            let value = work(&Sql::new(dialect::Connection::Sqlite(&transaction), now, log_sql))?;
             transaction.commit()?;
             Ok(value)
         })
@@ -320,8 +327,12 @@ impl Target {
     fn inspect(&self, settings: &OpenSettings) -> Result<(), StoreError> {
         let mut connection = self.open(OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
-        let sql = Sql::new(dialect::Connection::Sqlite(&transaction), settings.clock.now());
-        migrations::inspect(&sql, &settings.trust_domain, settings.disable_migration)?;
+        let sql = Sql::new(
+            dialect::Connection::Sqlite(&transaction),
+            settings.clock.now(),
+            settings.database.log_sql,
+        );
+        migrations::inspect(&sql, &settings.trust_domain, settings.database.disable_migration)?;
         Ok(())
     }
 }
@@ -346,7 +357,7 @@ fn is_scheme(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'))
 }
 
-fn percent_decoded(text: &str) -> Vec<u8> {
+pub(super) fn percent_decoded(text: &str) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {

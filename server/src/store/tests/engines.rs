@@ -1,0 +1,250 @@
+//! The engines that the tests run on: SQLite, and PostgreSQL and MariaDB servers that live as long as this process.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use sqlx::{AssertSqlSafe, Connection as _, Executor, MySqlConnection, PgConnection, Row as _};
+
+use super::*;
+
+/// Runs each of these tests on every engine.
+macro_rules! on_every_engine {
+    ($($name:ident),* $(,)?) => {
+        mod on_sqlite {
+            use crate::store::tests::engines::Fresh;
+            $(#[tokio::test(start_paused = true)]
+            async fn $name() {
+                super::$name(Fresh::SQLITE).await;
+            })*
+        }
+        mod on_postgres {
+            use crate::store::tests::engines::Fresh;
+            $(#[tokio::test(start_paused = true)]
+            async fn $name() {
+                if let Some(fresh) = Fresh::postgres() {
+                    super::$name(fresh).await;
+                }
+            })*
+        }
+        mod on_mysql {
+            use crate::store::tests::engines::Fresh;
+            $(#[tokio::test(start_paused = true)]
+            async fn $name() {
+                if let Some(fresh) = Fresh::mysql() {
+                    super::$name(fresh).await;
+                }
+            })*
+        }
+    };
+}
+pub(super) use on_every_engine;
+
+/// An engine on which new databases can be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Fresh {
+    pub(super) engine: DatabaseType,
+}
+
+impl Fresh {
+    pub(super) const SQLITE: Fresh = Fresh { engine: DatabaseType::Sqlite };
+
+    /// `None`, loudly, where PostgreSQL is not installed.
+    pub(crate) fn postgres() -> Option<Fresh> {
+        postgres().is_some().then_some(Fresh { engine: DatabaseType::Postgres })
+    }
+
+    /// `None`, loudly, where MariaDB is not installed.
+    pub(crate) fn mysql() -> Option<Fresh> {
+        mysql().is_some().then_some(Fresh { engine: DatabaseType::MySql })
+    }
+
+    pub(super) fn is_sqlite(self) -> bool {
+        self.engine == DatabaseType::Sqlite
+    }
+
+    /// A store on a new database.
+    pub(super) async fn store(self) -> Store {
+        match self.engine {
+            DatabaseType::Sqlite => Store::open(settings(":memory:")).await.unwrap(),
+            _ => Database::new(self).await.open().await.unwrap(),
+        }
+    }
+
+    pub(super) async fn with_bundles(self, names: &[&str]) -> Store {
+        let store = self.store().await;
+        for name in names {
+            store.bundles().create(Bundle::new(td(name))).await.unwrap();
+        }
+        store
+    }
+
+    /// How the engine says that a value is taken: SQLite names the columns, the others the index.
+    pub(super) fn taken(self, sqlite: &str, postgres: &str, mysql: &str) -> String {
+        match self.engine {
+            DatabaseType::Sqlite => format!("datastore-sql: UNIQUE constraint failed: {sqlite}"),
+            DatabaseType::Postgres => {
+                format!(
+                    "datastore-sql: pq: duplicate key value violates unique constraint \"{postgres}\" (23505)"
+                )
+            }
+            DatabaseType::MySql => format!("datastore-sql: Error 1062 (23000): Duplicate entry {mysql}"),
+        }
+    }
+}
+
+/// A new database on a server, and another way into it.
+pub(crate) struct Database {
+    pub(super) fresh: Fresh,
+    pub(crate) name: String,
+}
+
+impl Database {
+    pub(crate) async fn new(fresh: Fresh) -> Database {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let server = Database { fresh, name: fresh.at_start().to_owned() };
+        server.run(&format!("CREATE DATABASE {name}")).await;
+        Database { fresh, name }
+    }
+
+    pub(crate) fn connection_string(&self) -> String {
+        match self.fresh.engine {
+            DatabaseType::Postgres => {
+                format!("host={} user=finial dbname={}", postgres().unwrap().directory, self.name)
+            }
+            _ => format!("root@unix({}/sock)/{}?parseTime=true", mysql().unwrap().directory, self.name),
+        }
+    }
+
+    pub(crate) fn settings(&self) -> OpenSettings {
+        let mut settings = settings(&self.connection_string());
+        settings.database.database_type = self.fresh.engine;
+        settings
+    }
+
+    pub(super) async fn open(&self) -> Result<Store, StoreError> {
+        Store::open(self.settings()).await
+    }
+
+    /// Statements of somebody else.
+    pub(super) async fn run(&self, script: &str) {
+        let script = sqlx::raw_sql(AssertSqlSafe(script.to_owned()));
+        match self.fresh.engine {
+            DatabaseType::Postgres => _ = self.pg().await.execute(script).await.unwrap(),
+            _ => _ = self.my().await.execute(script).await.unwrap(),
+        }
+    }
+
+    /// What a query gives, a line for each row.
+    pub(super) async fn text(&self, query: &str) -> String {
+        let query = sqlx::raw_sql(AssertSqlSafe(query.to_owned()));
+        let lines: Vec<String> = match self.fresh.engine {
+            DatabaseType::Postgres => {
+                let rows = self.pg().await.fetch_all(query).await.unwrap();
+                rows.iter().map(|row| row.try_get_unchecked::<String, _>(0).unwrap()).collect()
+            }
+            _ => {
+                let rows = self.my().await.fetch_all(query).await.unwrap();
+                rows.iter().map(|row| row.try_get_unchecked::<String, _>(0).unwrap()).collect()
+            }
+        };
+        lines.join("\n")
+    }
+
+    async fn pg(&self) -> PgConnection {
+        let options = sqlx::postgres::PgConnectOptions::new_without_pgpass();
+        let options =
+            options.socket(&postgres().unwrap().directory).port(5432).username("finial").database(&self.name);
+        PgConnection::connect_with(&options).await.unwrap()
+    }
+
+    async fn my(&self) -> MySqlConnection {
+        let options = sqlx::mysql::MySqlConnectOptions::new().username("root").database(&self.name);
+        let options = options.socket(format!("{}/sock", mysql().unwrap().directory));
+        MySqlConnection::connect_with(&options).await.unwrap()
+    }
+}
+
+impl Fresh {
+    /// A database that every server has.
+    fn at_start(self) -> &'static str {
+        match self.engine {
+            DatabaseType::Postgres => "postgres",
+            _ => "mysql",
+        }
+    }
+}
+
+/// A server that ends when this process does: it ends with its standard input.
+struct Server {
+    directory: String,
+    _child: Child,
+    _until: ChildStdin,
+}
+
+fn postgres() -> Option<&'static Server> {
+    static SERVER: OnceLock<Option<Server>> = OnceLock::new();
+    const START: &str = r#"
+        PATH=$PATH:$(ls -d /usr/lib/postgresql/*/bin | tail -1)
+        initdb -D "$dir/data" -U finial -A trust -E UTF8 --no-locale --no-sync >"$dir/log" 2>&1
+        options="-k $dir -h '' -p 5432 -F -c max_connections=400 -c max_wal_size=64MB -c wal_level=minimal -c max_wal_senders=0"
+        pg_ctl -D "$dir/data" -w -l "$dir/log" -o "$options" start >/dev/null
+        stop() { pg_ctl -D "$dir/data" -m immediate -w stop >/dev/null; }"#;
+    SERVER
+        .get_or_init(|| {
+            Server::start("postgresql", "postgres", "ls /usr/lib/postgresql/*/bin/postgres", START)
+        })
+        .as_ref()
+}
+
+fn mysql() -> Option<&'static Server> {
+    static SERVER: OnceLock<Option<Server>> = OnceLock::new();
+    const START: &str = r#"
+        PATH=$PATH:/usr/sbin
+        mariadb-install-db --no-defaults --datadir="$dir/data" --auth-root-authentication-method=normal \
+            --skip-test-db >"$dir/log" 2>&1
+        mariadbd --no-defaults --datadir="$dir/data" --socket="$dir/sock" --skip-networking --max-connections=400 \
+            --innodb-flush-log-at-trx-commit=0 --skip-log-bin >"$dir/log" 2>&1 &
+        pid=$!
+        mariadb-admin --no-defaults --socket="$dir/sock" -u root --wait=60 --connect-timeout=60 ping >/dev/null 2>&1
+        stop() { kill -9 $pid; }"#;
+    SERVER
+        .get_or_init(|| {
+            Server::start("mariadb-server", "mysql", "command -v mariadbd || ls /usr/sbin/mariadbd", START)
+        })
+        .as_ref()
+}
+
+impl Server {
+    /// Starts a server as `user`, since both refuse to run as root.
+    fn start(package: &str, user: &str, is_there: &str, start: &str) -> Option<Server> {
+        let found =
+            Command::new("sh").args(["-c", is_there]).output().is_ok_and(|found| found.status.success());
+        if !found {
+            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "package {package} is not installed");
+            eprintln!("SKIPPED: package {package} is not installed, so nothing is tested on it");
+            return None;
+        }
+        let script = format!(
+            "set -e; dir=$(mktemp -d /tmp/finial-{package}.XXXXXX); cd \"$dir\"\n{start}\necho \"$dir\"\n\
+             cat >/dev/null\nstop\nrm -rf \"$dir\""
+        );
+        let mut command = if nix::unistd::geteuid().is_root() {
+            let mut command = Command::new("runuser");
+            command.args(["-u", user, "--", "sh", "-c", &script]);
+            command
+        } else {
+            let mut command = Command::new("sh");
+            command.args(["-c", &script]);
+            command
+        };
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let until = child.stdin.take().unwrap();
+        let mut directory = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut directory).unwrap();
+        assert!(!directory.is_empty(), "{package} did not start");
+        Some(Server { directory: directory.trim().to_owned(), _child: child, _until: until })
+    }
+}
