@@ -53,6 +53,7 @@ const WIRE_EDGES: &[&str] = &[
     "agent/src/workload_api/",
     "agent/src/sync/client",
     "agent/src/cli/",
+    "agent/src/plugins/node_attestor/x509pop/workload_api",
 ];
 
 #[test]

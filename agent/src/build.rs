@@ -24,6 +24,7 @@ use crate::storage::{Storage, StorageError};
 use crate::sync::LastSync;
 use crate::sync::client::Client;
 use crate::sync::entries::{Entries, Known};
+use crate::sync::jwt_svids::JwtSvids;
 use crate::sync::svids::Svids;
 use crate::workload_api::{self, WorkloadApi};
 
@@ -123,12 +124,14 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         cache: cache.clone(),
         clock: clock.clone(),
         key_type: settings.workload_key_type,
-        denials,
+        denials: denials.clone(),
     };
+    let jwt_svids = JwtSvids { client: client.clone(), cache: cache.clone(), denials };
     let api = WorkloadApi {
         cache: cache.clone(),
         attestation: attestation.clone(),
         allow_unauthenticated_verifiers: settings.allow_unauthenticated_verifiers,
+        allowed_foreign_jwt_claims: Arc::new(settings.allowed_foreign_jwt_claims.into_iter().collect()),
         ready: ready.clone(),
         clock: clock.clone(),
     };
@@ -145,7 +148,7 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
     let sockets =
         Sockets { workloads: (around.workloads, api), admins: around.admins.map(|admins| (admins, admin)) };
     let handles = Handles { cache, identity };
-    let task = run(keeper, entries, svids, sockets, client, first_sync, around.stop);
+    let task = run(keeper, entries, svids, jwt_svids, sockets, client, first_sync, around.stop);
     Ok(Built { handles, ready, task: Box::pin(task) })
 }
 
@@ -160,6 +163,7 @@ async fn run(
     keeper: Keeper,
     entries: Entries,
     svids: Svids,
+    jwt_svids: JwtSvids,
     sockets: Sockets,
     client: Client,
     first_sync: finial_daemon::ready::Hold,
@@ -182,6 +186,7 @@ async fn run(
     }
     tasks.spawn("entries", entries.run(first_sync, stopping.clone()));
     tasks.spawn("svids", svids.run(stopping.clone()));
+    tasks.spawn("jwt_svids", jwt_svids.run(stopping.clone()));
     tasks.spawn("status", async move {
         if let Err(error) = client.post_status(concat!("finial-agent ", env!("CARGO_PKG_VERSION"))).await {
             tracing::debug!(%error, "The server did not take the agent's version");

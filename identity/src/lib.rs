@@ -5,12 +5,15 @@
 
 pub mod bundle;
 mod certificate;
+pub mod chain;
 pub mod csr;
 mod distinguished_name;
 pub mod entry;
+pub mod go_json;
 pub mod jwt_svid;
 pub mod lifetime;
 pub mod peer;
+pub mod possession;
 pub mod selector;
 mod signature;
 pub mod spiffe_id;

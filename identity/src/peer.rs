@@ -104,7 +104,7 @@ impl<'a> Anchor<'a> {
     }
 }
 
-struct AnyUsage;
+pub(crate) struct AnyUsage;
 
 impl ExtendedKeyUsageValidator for AnyUsage {
     fn validate(&self, _usages: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {

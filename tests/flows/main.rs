@@ -4,5 +4,6 @@
 
 mod identities;
 mod nodes;
+mod possession;
 mod rotation;
 mod upstream;

@@ -43,6 +43,8 @@ pub struct Shape {
     pub server_plugins: String,
     /// Lines of the `agent` block.
     pub agent: String,
+    /// The agent's `NodeAttestor` block.
+    pub node_attestor: String,
     /// `plugin_data` of the agent's `unix` attestor.
     pub unix: String,
 }
@@ -53,6 +55,7 @@ impl Default for Shape {
             server: String::new(),
             server_plugins: String::new(),
             agent: String::new(),
+            node_attestor: "NodeAttestor \"join_token\" { plugin_data {} }".to_owned(),
             // No digests: the program that runs the tests is large.
             unix: "discover_workload_path = true\nworkload_size_limit = -1".to_owned(),
         }
@@ -339,7 +342,7 @@ plugins {{
 
     fn agent_configuration(&self, folder: &Path, token: Option<&str>) -> String {
         let folder = folder.display();
-        let Shape { agent, unix, .. } = &self.shape;
+        let Shape { agent, unix, node_attestor, .. } = &self.shape;
         let token = token.map(|token| format!("join_token = {token:?}")).unwrap_or_default();
         format!(
             r#"
@@ -353,9 +356,7 @@ agent {{
     {agent}
 }}
 plugins {{
-    NodeAttestor "join_token" {{
-        plugin_data {{}}
-    }}
+    {node_attestor}
     KeyManager "disk" {{
         plugin_data {{ directory = "{folder}" }}
     }}

@@ -46,7 +46,8 @@ impl Debugger {
     fn info(&self) -> Result<wire::GetInfoResponse, Status> {
         let small = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
         let uptime = self.clock.monotonic().saturating_sub(self.started).as_secs();
-        let x509_svids = small(self.cache.stats().x509_svids);
+        let stats = self.cache.stats();
+        let x509_svids = small(stats.x509_svids);
         #[allow(deprecated, reason = "svids_count is what older clients read")]
         Ok(wire::GetInfoResponse {
             svid_chain: self.chain()?,
@@ -54,7 +55,7 @@ impl Debugger {
             svids_count: x509_svids,
             last_sync_success: self.last_sync.success().map_or(0, unix_seconds),
             cached_x509_svids_count: x509_svids,
-            cached_jwt_svids_count: 0,
+            cached_jwt_svids_count: small(stats.jwt_svids),
             cached_svidstore_x509_svids_count: 0,
         })
     }

@@ -2,6 +2,7 @@
 
 use finial_daemon::keys::{self, Key, KeyError, spire_subject};
 use finial_identity::SpiffeId;
+use tokio::sync::Mutex;
 
 use crate::own_svid::{Identity, Trust};
 use crate::plugins::node_attestor::{NodeAttestor, NodeAttestorFault};
@@ -30,10 +31,13 @@ pub async fn prove(
     attestor: &dyn NodeAttestor,
     key: &Key,
 ) -> Result<Proved, AttestError> {
-    let payload = attestor.payload().await?;
+    let attestation = attestor.begin().await?;
+    let payload = attestation.payload();
     let csr = keys::csr(key, &spire_subject(), &[]).await?;
     let server = client.anonymous();
-    let respond = |challenge: Vec<u8>| async move { attestor.respond(&challenge).await };
+    let attestation = Mutex::new(attestation);
+    let attestation = &attestation;
+    let respond = |challenge: Vec<u8>| async move { attestation.lock().await.respond(&challenge).await };
     let proved = server.attest(attestor.name(), payload, csr, respond).await??;
 
     let id = proved.svid.id();

@@ -11,6 +11,7 @@
 
 pub mod held;
 mod index;
+pub mod jwt;
 mod state;
 mod subscribe;
 pub mod view;
@@ -39,12 +40,16 @@ use tokio::sync::{Notify, watch};
 
 pub use held::{Reason, Svid};
 pub use index::Index;
+pub use jwt::{HeldJwt, JwtFault, JwtIdentity, JwtKey, JwtRequest, JwtSvid};
 use state::State;
 pub use subscribe::Subscription;
 pub use view::{Identity, TrustBundle, View};
 
 /// `x509_svid_cache_max_size` when it is not set.
 pub const DEFAULT_MAX_SVIDS: usize = 1000;
+
+/// `experimental.jwt_svid_cache_hit_timeout` when it is not set: as long as a call to the server may take.
+pub const DEFAULT_JWT_HIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How the cache is to behave.
 #[derive(Debug, Clone)]
@@ -55,6 +60,11 @@ pub struct CacheSettings {
     /// `availability_target`: how long an SVID is to stay usable when the server is away. None: SVIDs are
     /// replaced at half of their life.
     pub availability_target: Option<Duration>,
+    /// `jwt_svid_cache_max_size`: how many JWT-SVIDs are kept. 0 means [`jwt::DEFAULT_MAX_JWT_SVIDS`].
+    pub max_jwt_svids: usize,
+    /// `experimental.jwt_svid_cache_hit_timeout`: how long a workload waits for the renewal of a JWT-SVID while the one
+    /// that is held is still valid.
+    pub jwt_hit_timeout: Duration,
 }
 
 /// A change of the node's entries.
@@ -98,6 +108,8 @@ pub struct Stats {
     pub entries: usize,
     /// SVIDs held.
     pub x509_svids: usize,
+    /// JWT-SVIDs held.
+    pub jwt_svids: usize,
     /// Open subscriptions.
     pub subscribers: usize,
     /// Different sets of selectors among them.
@@ -114,12 +126,20 @@ struct Shared {
     clock: Clock,
     state: Mutex<State>,
     wanted: Notify,
+    jwt_requested: Notify,
+    jwt_hit_timeout: Duration,
 }
 
 impl Cache {
     /// An empty cache, not yet synchronised: nobody is told that he has no identity before the server was heard.
     pub fn new(settings: CacheSettings, clock: Clock) -> Cache {
-        let shared = Shared { clock, state: Mutex::new(State::new(settings)), wanted: Notify::new() };
+        let shared = Shared {
+            clock,
+            jwt_hit_timeout: settings.jwt_hit_timeout,
+            state: Mutex::new(State::new(settings)),
+            wanted: Notify::new(),
+            jwt_requested: Notify::new(),
+        };
         Cache { shared: Arc::new(shared) }
     }
 
@@ -196,6 +216,20 @@ impl Cache {
         self.state().follow_bundles()
     }
 
+    /// The identities of whoever has these selectors (sorted, unique), by entry ID, with the tokens for this audience that
+    /// are held. Of those with one non-empty hint only the oldest is there. None before the server was heard.
+    pub fn jwt_identities(&self, selectors: &[Selector], audience: &[String]) -> Option<Vec<JwtIdentity>> {
+        let now = self.shared.clock.now();
+        self.state().jwt_identities(selectors, audience, now)
+    }
+
+    /// The bundles by which whoever has these selectors (sorted, unique) judges others: the own trust domain's, and those
+    /// that a matching entry federates with. None before the server was heard.
+    pub fn bundles_of(&self, selectors: &[Selector]) -> Option<Vec<Arc<TrustBundle>>> {
+        let now = self.shared.clock.now();
+        self.state().bundles_of(selectors, now)
+    }
+
     /// Figures for the debug interface and for metrics.
     pub fn stats(&self) -> Stats {
         self.state().stats()
@@ -224,6 +258,11 @@ impl Cache {
 
 impl Default for CacheSettings {
     fn default() -> CacheSettings {
-        CacheSettings { max_svids: DEFAULT_MAX_SVIDS, availability_target: None }
+        CacheSettings {
+            max_svids: DEFAULT_MAX_SVIDS,
+            availability_target: None,
+            max_jwt_svids: jwt::DEFAULT_MAX_JWT_SVIDS,
+            jwt_hit_timeout: DEFAULT_JWT_HIT_TIMEOUT,
+        }
     }
 }

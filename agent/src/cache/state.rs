@@ -16,11 +16,12 @@ use finial_identity::{
 use tokio::sync::watch;
 
 use super::{
-    CacheSettings, DEFAULT_MAX_SVIDS, EntryUpdate, Index, NewSvid, Reason, Stats, Svid, TrustBundle, View,
-    Wanted,
+    CacheSettings, DEFAULT_MAX_SVIDS, EntryUpdate, Index, JwtIdentity, JwtKey, JwtSvid, NewSvid, Reason,
+    Stats, Svid, TrustBundle, View, Wanted,
     held::Held,
+    jwt::{JwtSvids, Requests},
     subscribe::{SlotId, Slots},
-    view::Bundles,
+    view::{Bundles, outshone},
 };
 
 pub(super) struct State {
@@ -33,6 +34,8 @@ pub(super) struct State {
     all_bundles: watch::Sender<Arc<[Arc<TrustBundle>]>>,
     /// By entry ID.
     held: HashMap<String, Held>,
+    pub(super) jwt_svids: JwtSvids,
+    pub(super) jwt_requests: Requests,
     slots: Slots,
     /// The last number given out for `Held::last_access`.
     accesses: u64,
@@ -51,6 +54,8 @@ impl State {
             bundles: Bundles::default(),
             all_bundles: watch::Sender::default(),
             held: HashMap::new(),
+            jwt_svids: JwtSvids::new(settings.max_jwt_svids),
+            jwt_requests: Requests::default(),
             slots: Slots::default(),
             accesses: 0,
             no_victims: false,
@@ -59,6 +64,7 @@ impl State {
     }
 
     pub(super) fn apply(&mut self, update: EntryUpdate, now: SystemTime) {
+        let may_change = update.full || !update.upserted.is_empty() || !update.deleted.is_empty();
         let mut touched = BTreeSet::new();
         let mut gone = update.deleted;
         if update.full {
@@ -74,6 +80,9 @@ impl State {
             } else {
                 self.upsert_entry(entry, &mut touched);
             }
+        }
+        if may_change {
+            self.jwt_svids.keep_those_of(|id| self.index.get(id));
         }
         self.no_victims = false;
         if self.has_entries {
@@ -91,10 +100,49 @@ impl State {
         federated: BTreeMap<TrustDomain, Arc<Bundle>>,
         now: SystemTime,
     ) {
+        let before = self.bundles.own.clone();
         if self.bundles.replace(own, federated) {
+            self.drop_untrusted_jwts(before.as_deref());
             self.all_bundles.send_replace(self.bundles.all().cloned().collect());
             self.refresh_all(now);
         }
+    }
+
+    pub(super) fn jwt_identities(
+        &mut self,
+        selectors: &[Selector],
+        audience: &[String],
+        now: SystemTime,
+    ) -> Option<Vec<JwtIdentity>> {
+        let entries = self.entries_of(selectors, now)?;
+        let hidden = outshone(&entries);
+        let shown = entries.into_iter().enumerate().filter(|(place, _)| !hidden.contains(place));
+        let identity = |entry: Arc<Entry>| {
+            let key = Arc::new(JwtKey::new(entry.spiffe_id.clone(), audience));
+            let held = self.jwt_svids.get(&key, now);
+            JwtIdentity { entry, key, held }
+        };
+        Some(shown.map(|(_, entry)| entry).map(identity).collect())
+    }
+
+    pub(super) fn keep_jwt(&mut self, key: Arc<JwtKey>, entry: &Entry, svid: Arc<JwtSvid>) {
+        let is_current = self.index.get(&entry.id).is_some_and(|known| {
+            known.revision_number == entry.revision_number && known.spiffe_id == svid.spiffe_id
+        });
+        let own = self.bundles.own.as_ref();
+        let authority = own.and_then(|own| own.source.jwt_authority(&svid.key_id));
+        if is_current && !authority.is_some_and(|authority| authority.tainted) {
+            self.jwt_svids.insert(key, entry, svid, rand::random_range(-0.1..=0.1));
+        }
+    }
+
+    pub(super) fn bundles_of(
+        &self,
+        selectors: &[Selector],
+        now: SystemTime,
+    ) -> Option<Vec<Arc<TrustBundle>>> {
+        let entries = self.entries_of(selectors, now)?;
+        Some(self.bundles.own.iter().cloned().chain(self.bundles.federated_with(&entries)).collect())
     }
 
     pub(super) fn install(&mut self, new: impl IntoIterator<Item = NewSvid>, now: SystemTime) -> usize {
@@ -259,6 +307,7 @@ impl State {
         Stats {
             entries: self.index.len(),
             x509_svids: self.held.len(),
+            jwt_svids: self.jwt_svids.len(),
             subscribers: self.slots.subscribers(),
             selector_sets: self.slots.iter().count(),
         }
@@ -334,6 +383,25 @@ impl State {
                 lifetime::renew_at_with_target(from, to, jitter, target, more)
             }
             None => lifetime::renew_at(from, to, jitter),
+        }
+    }
+
+    /// Drops the tokens of authorities that are tainted, and of those that are in the bundle no more. One that is not in
+    /// it yet signed with a key that the server has just made.
+    fn drop_untrusted_jwts(&mut self, before: Option<&TrustBundle>) {
+        let Some(now) = self.bundles.own.clone() else { return };
+        let is_revoked = |key_id: &str| {
+            before.is_some_and(|before| before.source.jwt_authority(key_id).is_some())
+                && now.source.jwt_authority(key_id).is_none()
+        };
+        let is_tainted = |key_id: &str| now.source.jwt_authority(key_id).is_some_and(|key| key.tainted);
+        let dropped = self.jwt_svids.drop_signed_by(|key_id| is_tainted(key_id) || is_revoked(key_id));
+        for (key_id, count) in dropped {
+            tracing::info!(
+                jwt_authority_key_ids = key_id,
+                tainted_jwt_svids = count,
+                "JWT-SVIDs were removed from the JWT cache because they were issued by a tainted authority"
+            );
         }
     }
 

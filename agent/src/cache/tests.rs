@@ -12,7 +12,7 @@ struct Setup {
 /// A cache that has heard from the server, with room for `max_svids` and with these entries.
 fn setup(max_svids: usize, entries: Vec<Entry>) -> Setup {
     let clock = clock();
-    let cache = Cache::new(CacheSettings { max_svids, availability_target: None }, clock.clone());
+    let cache = Cache::new(CacheSettings { max_svids, ..CacheSettings::default() }, clock.clone());
     let authority = Authority::new(TRUST_DOMAIN, "first");
     cache.set_bundles(authority.bundle(), BTreeMap::new());
     cache.apply(EntryUpdate { full: true, ..upserted(entries) });
@@ -318,7 +318,10 @@ async fn an_entry_ends_when_it_says() {
 async fn an_availability_target_renews_earlier() {
     let clock = clock();
     let target = Some(Duration::from_secs(24 * HOUR));
-    let cache = Cache::new(CacheSettings { max_svids: 1, availability_target: target }, clock);
+    let cache = Cache::new(
+        CacheSettings { max_svids: 1, availability_target: target, ..CacheSettings::default() },
+        clock,
+    );
     let a = simple("a", "unix:uid:1");
     cache.apply(EntryUpdate { full: true, ..upserted(vec![a.clone()]) });
     let (svid, key) = Authority::new(TRUST_DOMAIN, "first").sign(&a, 40 * HOUR);

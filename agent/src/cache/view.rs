@@ -1,12 +1,19 @@
 //! What one workload sees: its identities, and the bundles to judge others by.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
 use bytes::Bytes;
-use finial_identity::{bundle::Bundle, entry::Entry, trust_domain::TrustDomain};
+use finial_identity::{
+    bundle::{
+        Bundle,
+        document::{self, Content},
+    },
+    entry::Entry,
+    trust_domain::TrustDomain,
+};
 
 use super::held::{Svid, concatenated};
 
@@ -44,6 +51,8 @@ pub struct TrustBundle {
     pub id: String,
     /// DER authorities laid end to end, tainted ones included: their SVIDs are in use until the last is replaced.
     pub x509: Bytes,
+    /// The JWT keys as a JWK Set (JSON), tainted ones included.
+    pub jwks: Bytes,
     /// What it was made from.
     pub source: Arc<Bundle>,
 }
@@ -83,18 +92,17 @@ impl View {
             .iter()
             .filter_map(|entry| Some(Identity { entry: entry.clone(), svid: svid(entry)?, shadowed: false }))
             .collect();
-        shadow_equal_hints(&mut identities);
-        let mut federated: Vec<&TrustDomain> =
-            entries.iter().flat_map(|entry| &entry.federates_with).collect();
-        federated.sort_unstable();
-        federated.dedup();
+        let shown: Vec<Arc<Entry>> = identities.iter().map(|identity| identity.entry.clone()).collect();
+        for hidden in outshone(&shown) {
+            identities[hidden].shadowed = true;
+        }
         View {
             synced,
             entitled: !entries.is_empty(),
             waiting: entries.len() - identities.len(),
             identities,
             bundle: bundles.own.clone(),
-            federated: federated.into_iter().filter_map(|td| bundles.federated.get(td).cloned()).collect(),
+            federated: bundles.federated_with(entries),
         }
     }
 
@@ -130,6 +138,7 @@ impl TrustBundle {
         TrustBundle {
             id: source.trust_domain.id().to_string(),
             x509: concatenated(&authorities),
+            jwks: jwks(&source).into(),
             source: source.clone(),
         }
     }
@@ -139,6 +148,15 @@ impl Bundles {
     /// All of them, the own one first.
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<TrustBundle>> {
         self.own.iter().chain(self.federated.values())
+    }
+
+    /// The bundles of all trust domains that one of these entries federates with, as far as they are known, by name.
+    pub(super) fn federated_with(&self, entries: &[Arc<Entry>]) -> Vec<Arc<TrustBundle>> {
+        let mut federated: Vec<&TrustDomain> =
+            entries.iter().flat_map(|entry| &entry.federates_with).collect();
+        federated.sort_unstable();
+        federated.dedup();
+        federated.into_iter().filter_map(|name| self.federated.get(name).cloned()).collect()
     }
 
     /// Takes over a new set; bundles that did not change stay the same values. Says whether any changed.
@@ -169,21 +187,39 @@ impl Bundles {
     }
 }
 
-fn shadow_equal_hints(identities: &mut [Identity]) {
-    let mut first: HashMap<String, usize> = HashMap::new();
-    for i in 0..identities.len() {
-        let hint = identities[i].entry.hint.clone();
-        if hint.is_empty() {
+/// Those of these entries (by entry ID) that have the hint of another one which goes before, by their place: the oldest
+/// entry keeps the hint, and of equally old ones that with the smallest ID.
+pub(super) fn outshone(entries: &[Arc<Entry>]) -> HashSet<usize> {
+    let (mut first, mut hidden): (HashMap<&str, usize>, _) = (HashMap::new(), HashSet::new());
+    for (place, entry) in entries.iter().enumerate().filter(|(_, entry)| !entry.hint.is_empty()) {
+        let kept = first.entry(&entry.hint).or_insert(place);
+        if *kept == place {
             continue;
         }
-        let Some(&rival) = first.get(&hint) else {
-            first.insert(hint, i);
-            continue;
-        };
-        // They come in the order of their IDs, so of equally old ones the rival stays.
-        let newer_wins = identities[i].entry.created_at < identities[rival].entry.created_at;
-        let (kept, hidden) = if newer_wins { (i, rival) } else { (rival, i) };
-        identities[hidden].shadowed = true;
-        first.insert(hint, kept);
+        // They come in the order of their IDs, so of equally old ones the one before stays.
+        let newer_wins = entry.created_at < entries[*kept].created_at;
+        hidden.insert(if newer_wins { std::mem::replace(kept, place) } else { place });
     }
+    hidden
+}
+
+/// A key that cannot be written is left out, so that the others keep their trust.
+fn jwks(bundle: &Arc<Bundle>) -> String {
+    let write = |bundle: &Bundle| document::to_json_of(bundle, Content::PLAIN_JWT);
+    write(bundle)
+        .or_else(|error| {
+            tracing::error!(trust_domain_id = %bundle.trust_domain, %error, "JWT authority left out");
+            let mut writable = Bundle::new(bundle.trust_domain.clone());
+            for authority in &bundle.jwt_authorities {
+                let one = Bundle {
+                    jwt_authorities: vec![authority.clone()],
+                    ..Bundle::new(bundle.trust_domain.clone())
+                };
+                if write(&one).is_ok() {
+                    writable.jwt_authorities.push(authority.clone());
+                }
+            }
+            write(&writable)
+        })
+        .unwrap_or_default()
 }

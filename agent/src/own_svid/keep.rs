@@ -15,7 +15,7 @@ use tonic::Code;
 
 use super::{Identity, OwnSvid, Trust};
 use crate::attest::node::{self, AttestError};
-use crate::plugins::node_attestor::NodeAttestor;
+use crate::plugins::node_attestor::{NodeAttestor, NodeAttestorFault};
 use crate::storage::{Storage, StorageError};
 use crate::sync::client::{CallError, Client, Denial};
 
@@ -103,6 +103,7 @@ impl Keeper {
                     None
                 }
             };
+            let was_denied = denial.is_some();
             let done = match denial {
                 Some(denial) => self.act_on(denial).await,
                 None => self.rotate().await,
@@ -112,7 +113,7 @@ impl Keeper {
                     backoff.reset();
                     due_at = self.due_at();
                 }
-                Err(error) if is_passing(&error) => {
+                Err(error) if is_passing(&error) || (!was_denied && self.has_time_left(&error)) => {
                     self.must_be_alive().await?;
                     let wait = backoff.next();
                     tracing::error!(%error, retry_interval = ?wait, "Failed to rotate the agent's SVID; trying again");
@@ -227,6 +228,17 @@ impl Keeper {
         lifetime::renew_at(own.svid.not_before(), own.svid.not_after(), jitter)
     }
 
+    /// Whether an attestation that was refused may be tried again: while the SVID in use is good, an operator can still put
+    /// things right, such as the certificate that proves this node.
+    fn has_time_left(&self, error: &KeepError) -> bool {
+        let was_refused = matches!(
+            error,
+            KeepError::NotProved(AttestError::Attestor(_) | AttestError::Call(CallError::Refused { .. }))
+        );
+        let now = self.clock.now();
+        was_refused && self.identity.own().is_some_and(|own| own.reattestable && own.svid.not_after() > now)
+    }
+
     /// An agent whose SVID is over can only prove itself anew.
     async fn must_be_alive(&self) -> Result<(), KeepError> {
         let over = self
@@ -251,6 +263,7 @@ fn is_passing(error: &KeepError) -> bool {
             }
             CallError::Denied { .. } | CallError::Unimplemented(_) | CallError::NotFound(_) => false,
         },
+        KeepError::NotProved(AttestError::Attestor(NodeAttestorFault::NotReady { .. })) => true,
         KeepError::NotProved(AttestError::Key(_)) | KeepError::Storage(_) | KeepError::Key(_) => true,
         KeepError::NotProved(_) | KeepError::LockedOut { .. } | KeepError::Banned | KeepError::Expired => {
             false

@@ -14,13 +14,13 @@ use std::time::Duration;
 use finial_daemon::argv::text::{self, FlagError};
 use finial_daemon::keys::KeyType;
 use finial_daemon::settings::plugins::{PluginStanza, plugin_stanzas};
-use finial_daemon::settings::{Block, Section, SettingsError, load};
+use finial_daemon::settings::{Block, GoDuration, Section, SettingsError, load};
 use finial_daemon::telemetry::{LogFormat, LogLevel, TelemetrySettings};
 use finial_identity::{SpiffeId, TrustDomain, lifetime};
 
 pub use bootstrap::{Bootstrap, BundleFormat};
 
-use crate::cache::CacheSettings;
+use crate::cache::{CacheSettings, DEFAULT_JWT_HIT_TIMEOUT};
 use crate::plugins::key_manager::{self, Choice};
 use crate::plugins::node_attestor::{self, Given, NodeAttestor};
 use crate::plugins::workload_attestor::{self, WorkloadAttestor};
@@ -32,6 +32,9 @@ pub const DEFAULT_SOCKET_PATH: &str = "/tmp/spire-agent/public/api.sock";
 pub const DEFAULT_ADMIN_SOCKET_PATH: &str = "/tmp/spire-agent/private/admin.sock";
 /// What `run` and `validate` read unless told otherwise.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/agent/agent.conf";
+
+/// The least for `experimental.jwt_svid_cache_hit_timeout`.
+const SHORTEST_JWT_HIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The flags of `run` and `validate`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -123,6 +126,8 @@ pub struct Settings {
     pub cache: CacheSettings,
     pub workload_key_type: KeyType,
     pub allow_unauthenticated_verifiers: bool,
+    /// Claims of tokens of other trust domains that the Workload API tells beside `sub`, `exp` and `aud`.
+    pub allowed_foreign_jwt_claims: Vec<String>,
     pub sync_interval: Duration,
     pub telemetry: TelemetrySettings,
 }
@@ -204,6 +209,7 @@ struct AgentBlock {
     cache: CacheSettings,
     workload_key_type: KeyType,
     allow_unauthenticated_verifiers: bool,
+    allowed_foreign_jwt_claims: Vec<String>,
     sync_interval: Duration,
     telemetry: TelemetrySettings,
 }
@@ -264,6 +270,7 @@ impl AgentBlock {
             cache: self.cache,
             workload_key_type: self.workload_key_type,
             allow_unauthenticated_verifiers: self.allow_unauthenticated_verifiers,
+            allowed_foreign_jwt_claims: self.allowed_foreign_jwt_claims,
             sync_interval: self.sync_interval,
             telemetry: self.telemetry,
         })
@@ -274,11 +281,25 @@ fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
     unbuilt::agent(agent);
     let experimental = agent.block("experimental");
     let mut sync_interval = SYNC_INTERVAL;
+    let mut jwt_hit_timeout = DEFAULT_JWT_HIT_TIMEOUT;
     if let Some(experimental) = &experimental {
         unbuilt::experimental(experimental);
         if let Some(interval) = experimental.duration("sync_interval").filter(|interval| !interval.is_zero())
         {
             sync_interval = interval;
+        }
+        if let Some(timeout) = experimental.duration("jwt_svid_cache_hit_timeout") {
+            jwt_hit_timeout = timeout;
+            let text = GoDuration(timeout);
+            let fault = match timeout {
+                timeout if timeout < SHORTEST_JWT_HIT_TIMEOUT => Some("greater than 5s"),
+                timeout if timeout >= DEFAULT_JWT_HIT_TIMEOUT => Some("less than 30s"),
+                _ => None,
+            };
+            if let Some(bound) = fault {
+                let text = format_args!("jwt_svid_cache_hit_timeout ({text}) must be {bound}").to_string();
+                experimental.problem("jwt_svid_cache_hit_timeout", text);
+            }
         }
         if experimental.bool("use_sync_authorized_entries") == Some(false) {
             experimental.problem(
@@ -354,6 +375,7 @@ fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
     };
 
     let max_svids = agent.number::<usize>("x509_svid_cache_max_size").unwrap_or(0);
+    let max_jwt_svids = agent.number::<usize>("jwt_svid_cache_max_size").unwrap_or(0);
     let availability_target = agent.duration("availability_target").filter(|target| !target.is_zero());
     if availability_target.is_some_and(|target| target < lifetime::MIN_AVAILABILITY_TARGET) {
         agent.problem("availability_target", "availability_target must be at least 24h0m0s");
@@ -395,9 +417,10 @@ fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
         bootstrap,
         join_token,
         join_token_file,
-        cache: CacheSettings { max_svids, availability_target },
+        cache: CacheSettings { max_svids, availability_target, max_jwt_svids, jwt_hit_timeout },
         workload_key_type,
         allow_unauthenticated_verifiers,
+        allowed_foreign_jwt_claims: agent.list("allowed_foreign_jwt_claims").unwrap_or_default(),
         sync_interval,
         telemetry,
     }

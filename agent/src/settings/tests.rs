@@ -87,3 +87,44 @@ fn ports_are_ports() {
     assert_eq!(port("foo"), Err(FlagError::Malformed));
     assert_eq!(port("65536"), Err(FlagError::OutOfRange));
 }
+
+/// The settings of [`FILE`] with these lines in `agent`.
+fn with_lines(lines: &str) -> Result<Settings, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = flags_for(dir.path());
+    let text = FILE.replace("DIR", &dir.path().display().to_string()).replacen(
+        "agent {",
+        &format!("agent {{ {lines}"),
+        1,
+    );
+    std::fs::write(&flags.config, text).unwrap();
+    Settings::load(&flags).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_keys_about_jwt_svids_are_honoured() {
+    let settings = with_lines("").unwrap();
+    assert_eq!(settings.cache.jwt_hit_timeout, Duration::from_secs(30));
+    assert_eq!((settings.cache.max_jwt_svids, settings.allowed_foreign_jwt_claims), (0, vec![]));
+    let settings = with_lines(
+        r#"jwt_svid_cache_max_size = 7
+           allowed_foreign_jwt_claims = ["role", "team"]
+           experimental { jwt_svid_cache_hit_timeout = "5s" }"#,
+    )
+    .unwrap();
+    assert_eq!(settings.cache.jwt_hit_timeout, Duration::from_secs(5));
+    assert_eq!(settings.cache.max_jwt_svids, 7);
+    assert_eq!(settings.allowed_foreign_jwt_claims, ["role", "team"]);
+
+    for (timeout, text) in [
+        ("4999ms", "jwt_svid_cache_hit_timeout (4.999s) must be greater than 5s"),
+        ("30s", "jwt_svid_cache_hit_timeout (30s) must be less than 30s"),
+    ] {
+        let refused = with_lines(&format!("experimental {{ jwt_svid_cache_hit_timeout = {timeout:?} }}"))
+            .err()
+            .unwrap();
+        assert!(refused.contains(text), "{refused}");
+    }
+    let refused = with_lines("jwt_svid_cache_max_size = -1").err().unwrap();
+    assert!(refused.contains("jwt_svid_cache_max_size"), "{refused}");
+}

@@ -6,8 +6,6 @@ use super::{Flags, RefusedSettings};
 
 /// Keys of `agent` that SPIRE has and this agent has not, with what to say of them.
 const NOT_BUILT: &[(&str, &str)] = &[
-    ("allowed_foreign_jwt_claims", "JWT-SVIDs are not built yet"),
-    ("jwt_svid_cache_max_size", "JWT-SVIDs are not built yet"),
     ("log_selectors", "selectors are never logged by this agent"),
     ("profiling_enabled", "profiling is not built yet"),
     ("profiling_freq", "profiling is not built yet"),
@@ -23,7 +21,6 @@ const EXPERIMENTAL_NOT_BUILT: &[(&str, &str)] = &[
     ("admin_named_pipe_name", "it is for Windows"),
     ("broker", "the Broker API is not built yet"),
     ("feature_flags", "this agent has no feature flags"),
-    ("jwt_svid_cache_hit_timeout", "JWT-SVIDs are not built yet"),
     ("named_pipe_name", "it is for Windows"),
     ("ratelimit", "the Workload API's rate limits are not built yet"),
     ("require_pq_kem", "it is not built yet; X25519MLKEM768 is offered first without it"),

@@ -11,12 +11,13 @@ pub(crate) mod caller;
 mod connection;
 mod encode;
 mod health;
+mod jwt;
 mod workload;
 
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use finial_daemon::{
     clock::Clock,
@@ -65,6 +66,8 @@ pub struct WorkloadApi {
     pub attestation: WorkloadAttestation,
     /// Whether callers without an identity get the bundle of the agent's own trust domain.
     pub allow_unauthenticated_verifiers: bool,
+    /// Claims of tokens of other trust domains that ValidateJWTSVID tells beside `sub`, `exp` and `aud`.
+    pub allowed_foreign_jwt_claims: Arc<BTreeSet<String>>,
     /// What health is told from.
     pub ready: Gate,
     /// The time.

@@ -12,7 +12,7 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::{WorkloadApi, caller::Caller, encode};
+use super::{WorkloadApi, caller::Caller, encode, jwt};
 use crate::cache::{Subscription, View};
 
 type Messages<T> = BoxStream<'static, Result<T, Status>>;
@@ -141,7 +141,7 @@ impl SpiffeWorkloadApi for Calls {
         let to_anybody = self.api.allow_unauthenticated_verifiers;
         let mut seen: Option<X509BundlesResponse> = None;
         self.push(&request, move |view| {
-            let answer = x509_bundles(view, seen.as_ref(), to_anybody);
+            let answer = bundles(view, seen.as_ref(), to_anybody, encode::x509_bundles);
             if let Answer::Send(message) = &answer {
                 seen = Some(message.clone());
             }
@@ -150,36 +150,65 @@ impl SpiffeWorkloadApi for Calls {
         .await
     }
 
-    async fn fetch_jwtsvid(&self, _: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
-        Err(not_built("FetchJWTSVID", "JWT-SVIDs"))
+    async fn fetch_jwtsvid(
+        &self,
+        request: Request<JwtsvidRequest>,
+    ) -> Result<Response<JwtsvidResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let wish = jwt::Wish::read(request.into_inner())?;
+        let selectors = caller.attest(&self.api.attestation).await?;
+        let answer = tokio::select! {
+            biased;
+            answer = wish.grant(&self.api, &selectors) => answer,
+            () = self.shutdown.cancelled() => Err(Status::unavailable("the agent is stopping")),
+        };
+        caller.check_alive()?;
+        if answer.as_ref().is_err_and(|status| status.code() == tonic::Code::PermissionDenied) {
+            tracing::error!(pid = caller.pid(), registered = false, "No identity issued");
+        }
+        answer.map(Response::new)
     }
 
     async fn fetch_jwt_bundles(
         &self,
-        _: Request<JwtBundlesRequest>,
+        request: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        Err(not_built("FetchJWTBundles", "JWT-SVIDs"))
+        let to_anybody = self.api.allow_unauthenticated_verifiers;
+        let mut seen: Option<JwtBundlesResponse> = None;
+        self.push(&request, move |view| {
+            let answer = bundles(view, seen.as_ref(), to_anybody, jwt::bundles);
+            if let Answer::Send(message) = &answer {
+                seen = Some(message.clone());
+            }
+            answer
+        })
+        .await
     }
 
     async fn validate_jwtsvid(
         &self,
-        _: Request<ValidateJwtsvidRequest>,
+        request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
-        Err(not_built("ValidateJWTSVID", "JWT-SVIDs"))
+        let caller = Caller::of(&request)?;
+        let doubt = jwt::Doubt::read(request.into_inner())?;
+        let selectors = caller.attest(&self.api.attestation).await?;
+        let answer = doubt.judge(&self.api, &selectors, self.api.clock.now());
+        caller.check_alive()?;
+        answer.map(Response::new)
     }
 
     async fn fetch_witsvid(
         &self,
         _: Request<WitsvidRequest>,
     ) -> Result<Response<Self::FetchWITSVIDStream>, Status> {
-        Err(not_built("FetchWITSVID", "WIT-SVIDs"))
+        Err(Status::unimplemented("fetching WIT-SVIDs is not implemented"))
     }
 
     async fn fetch_wit_bundles(
         &self,
         _: Request<WitBundlesRequest>,
     ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
-        Err(not_built("FetchWITBundles", "WIT-SVIDs"))
+        Err(Status::unimplemented("fetching WIT bundles is not implemented"))
     }
 }
 
@@ -199,18 +228,20 @@ fn x509_svids(view: &View, seen: Option<&View>) -> Answer<X509svidResponse> {
     Answer::Send(encode::x509_svids(view))
 }
 
-fn x509_bundles(
+/// Sends what `encode` makes of a view, unless it reads as what the workload has seen.
+fn bundles<T: PartialEq>(
     view: &View,
-    seen: Option<&X509BundlesResponse>,
+    seen: Option<&T>,
     to_anybody: bool,
-) -> Answer<X509BundlesResponse> {
+    encode: impl FnOnce(&View) -> T,
+) -> Answer<T> {
     if !is_ready(view) {
         return Answer::End(not_ready());
     }
     if !view.entitled && !to_anybody {
         return Answer::End(no_identity());
     }
-    let message = encode::x509_bundles(view);
+    let message = encode(view);
     if seen == Some(&message) { Answer::Wait } else { Answer::Send(message) }
 }
 
@@ -219,14 +250,10 @@ fn is_ready(view: &View) -> bool {
     view.synced && view.bundle.as_ref().is_some_and(|bundle| !bundle.x509.is_empty())
 }
 
-fn not_ready() -> Status {
+pub(super) fn not_ready() -> Status {
     Status::unavailable("the agent has not received its entries and bundle from the server yet")
 }
 
-fn no_identity() -> Status {
+pub(super) fn no_identity() -> Status {
     Status::permission_denied("no identity issued")
-}
-
-fn not_built(method: &str, what: &str) -> Status {
-    Status::unimplemented(format!("{method} is not implemented: this agent does not issue {what} yet"))
 }

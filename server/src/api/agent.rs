@@ -285,7 +285,8 @@ impl Agents {
         let params = attest::check_params(draft).map_err(not_attested)?;
         subject.node_attestor_type = Some(params.data.kind.clone());
 
-        let (mut attestor_end, agent_end) = exchange::pair();
+        let (attestor_end, agent_end) = exchange::pair();
+        let mut attestor_end = attestor_end.with_caller(call.granted.caller().ip());
         let proving = async {
             let proven =
                 attest::prove(&self.attestors, &self.store, self.id_as_selector, &params, &mut attestor_end)

@@ -169,12 +169,12 @@ impl Svid for Svids {
     ) -> Result<Response<wire::NewJwtsvidResponse>, Status> {
         let call = Call::of(&request)?;
         let wire::NewJwtsvidRequest { entry_id, audience } = request.into_inner();
-        let signed: OnceLock<(SpiffeId, i32)> = OnceLock::new();
+        let (found, signed) = (OnceLock::<SpiffeId>::new(), OnceLock::<i32>::new());
         let subject = || {
             let mut subject = Subject { entry_id: Some(entry_id.clone()), ..Subject::default() };
             subject.others.add("audience", audience.join(","));
-            if let Some((id, ttl)) = signed.get() {
-                subject.spiffe_id = Some(id.to_string());
+            subject.spiffe_id = found.get().map(SpiffeId::to_string);
+            if let Some(ttl) = signed.get() {
                 subject.others.add("ttl", ttl);
             }
             subject
@@ -186,13 +186,14 @@ impl Svid for Svids {
             }
             let authorized = authorized::one_for_agent(&self.feed.snapshot(), &call.agent_id()?, &entry_id)
                 .ok_or_else(|| Refusal::not_found("entry not found or not authorized"))?;
+            // Both cells are set here only.
+            let _ = found.set(authorized.entry().spiffe_id.clone());
             let issued = self.issuer.workload_jwt(&authorized, audience.clone()).await;
             let issued = issued.map_err(|error| match error {
                 IssueError::Profile(ProfileError::NoAudience) => no_audience(),
                 error => Refusal::internal(NO_JWT, &error),
             })?;
-            // Set here only.
-            let _ = signed.set((issued.id.clone(), authorized.entry().jwt_svid_ttl));
+            let _ = signed.set(authorized.entry().jwt_svid_ttl);
             Ok(wire::NewJwtsvidResponse { svid: Some(signed_jwt(issued, &audience)) })
         };
         call.answer(subject, work).await
@@ -310,7 +311,7 @@ fn no_audience() -> Refusal {
 fn signed_jwt(issued: IssuedJwt, audience: &[String]) -> types::Jwtsvid {
     tracing::debug!(
         spiffe_id = %issued.id,
-        audience = ?audience,
+        audience = format!("[{}]", audience.join(" ")),
         expiration = at(issued.expires_at),
         "Server CA successfully signed JWT SVID"
     );

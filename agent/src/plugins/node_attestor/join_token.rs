@@ -6,11 +6,18 @@ use async_trait::async_trait;
 use finial_daemon::settings::{Section, SettingsError};
 use zeroize::Zeroizing;
 
-use super::{Given, NodeAttestor, NodeAttestorFault};
+use super::{Attestation, Given, NodeAttestor, NodeAttestorFault};
+
+const NAME: &str = "join_token";
 
 /// Proves the node by a token that the server forgets when it has seen it.
 pub struct JoinToken {
     token: Option<Zeroizing<String>>,
+}
+
+/// A token on its way.
+struct Shown {
+    token: Zeroizing<String>,
 }
 
 impl JoinToken {
@@ -23,15 +30,23 @@ impl JoinToken {
 #[async_trait]
 impl NodeAttestor for JoinToken {
     fn name(&self) -> &'static str {
-        "join_token"
+        NAME
     }
 
-    async fn payload(&self) -> Result<Vec<u8>, NodeAttestorFault> {
-        self.token.as_ref().map(|token| token.as_bytes().to_vec()).ok_or(NodeAttestorFault::NoToken)
+    async fn begin(&self) -> Result<Box<dyn Attestation>, NodeAttestorFault> {
+        let token = self.token.clone().ok_or(NodeAttestorFault::NoToken)?;
+        Ok(Box::new(Shown { token }))
+    }
+}
+
+#[async_trait]
+impl Attestation for Shown {
+    fn payload(&self) -> Vec<u8> {
+        self.token.as_bytes().to_vec()
     }
 
-    async fn respond(&self, _challenge: &[u8]) -> Result<Vec<u8>, NodeAttestorFault> {
-        Err(NodeAttestorFault::UnexpectedChallenge { attestor: self.name() })
+    async fn respond(&mut self, _challenge: &[u8]) -> Result<Vec<u8>, NodeAttestorFault> {
+        Err(NodeAttestorFault::UnexpectedChallenge { attestor: NAME })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Node attestors: how this node proves to the server which node it is.
 
 mod join_token;
+mod x509pop;
 
 use std::sync::Arc;
 
@@ -9,17 +10,24 @@ use finial_daemon::settings::{PluginStanza, Section, SettingsError};
 
 pub use join_token::JoinToken;
 
-/// Makes the payload of an attestation and answers the server's challenges.
+/// Proves this node. One value serves all attestations of the agent's life.
 #[async_trait]
 pub trait NodeAttestor: Send + Sync {
     /// Its name in the configuration, and the attestation type on the wire.
     fn name(&self) -> &'static str;
 
+    /// Begins one attestation: files are read anew, ports are opened. What was begun ends when the value is dropped.
+    async fn begin(&self) -> Result<Box<dyn Attestation>, NodeAttestorFault>;
+}
+
+/// One attestation, from the payload to the server's verdict.
+#[async_trait]
+pub trait Attestation: Send + Sync {
     /// What the attestation begins with; never empty.
-    async fn payload(&self) -> Result<Vec<u8>, NodeAttestorFault>;
+    fn payload(&self) -> Vec<u8>;
 
     /// The answer to a challenge; never empty.
-    async fn respond(&self, challenge: &[u8]) -> Result<Vec<u8>, NodeAttestorFault>;
+    async fn respond(&mut self, challenge: &[u8]) -> Result<Vec<u8>, NodeAttestorFault>;
 }
 
 /// Why this node can't prove itself.
@@ -38,26 +46,33 @@ pub enum NodeAttestorFault {
         /// The attestor.
         attestor: &'static str,
     },
+    /// What the proof is made of is not there, or can't be used, at the moment: a file, a socket, a port.
+    #[error("{attestor}: {text}")]
+    NotReady { attestor: &'static str, text: String },
+    /// The server's challenge can't be answered.
+    #[error("{attestor}: {text}; check that both sides are configured with the same node attestor")]
+    Challenge { attestor: &'static str, text: String },
 }
 
 /// Why a `NodeAttestor` block of the configuration can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PluginRefused {
     /// The reference has it, this agent does not.
-    #[error("NodeAttestor {name:?} is not built into this agent yet; built in: join_token")]
+    #[error("NodeAttestor {name:?} is not built into this agent yet; built in: {}", names())]
     NotBuilt {
         /// The plugin.
         name: String,
     },
     /// Nobody knows it.
-    #[error("NodeAttestor {name:?} is unknown; built in: join_token")]
+    #[error("NodeAttestor {name:?} is unknown; built in: {}", names())]
     Unknown {
         /// The plugin.
         name: String,
     },
     /// It is to be run as a program of its own.
     #[error(
-        "NodeAttestor {name:?} has a plugin_cmd: external plugins are not built into this agent yet; built in: join_token"
+        "NodeAttestor {name:?} has a plugin_cmd: external plugins are not built into this agent yet; built in: {}",
+        names()
     )]
     External {
         /// The plugin.
@@ -86,20 +101,14 @@ pub struct BuiltIn {
 type Configure = fn(Section, &Given) -> Result<Arc<dyn NodeAttestor>, SettingsError>;
 
 /// All attestors that are part of the agent.
-pub const BUILT_IN: &[BuiltIn] = &[BuiltIn { name: "join_token", configure: join_token::configure }];
+pub const BUILT_IN: &[BuiltIn] = &[
+    BuiltIn { name: "join_token", configure: join_token::configure },
+    BuiltIn { name: x509pop::NAME, configure: x509pop::configure },
+];
 
 /// What the reference has beyond [`BUILT_IN`].
-const NOT_BUILT: &[&str] = &[
-    "aws_iid",
-    "azure_imds",
-    "azure_msi",
-    "gcp_iit",
-    "http_challenge",
-    "k8s_psat",
-    "sshpop",
-    "tpm_devid",
-    "x509pop",
-];
+const NOT_BUILT: &[&str] =
+    &["aws_iid", "azure_imds", "azure_msi", "gcp_iit", "http_challenge", "k8s_psat", "sshpop", "tpm_devid"];
 
 /// Makes the attestor that a block of the configuration names. Blocking when its settings are in a file.
 pub fn load(stanza: &PluginStanza, given: &Given) -> Result<Arc<dyn NodeAttestor>, PluginRefused> {
@@ -115,4 +124,8 @@ pub fn load(stanza: &PluginStanza, given: &Given) -> Result<Arc<dyn NodeAttestor
         None if NOT_BUILT.contains(&name.as_str()) => Err(PluginRefused::NotBuilt { name }),
         None => Err(PluginRefused::Unknown { name }),
     }
+}
+
+fn names() -> String {
+    BUILT_IN.iter().map(|built_in| built_in.name).collect::<Vec<_>>().join(", ")
 }

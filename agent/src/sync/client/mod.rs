@@ -4,6 +4,7 @@
 //! and made again by the next call.
 
 mod attest;
+mod jwt;
 mod watch;
 mod wire;
 
@@ -28,6 +29,7 @@ use tonic::{Code, Response, Status, Streaming};
 use crate::own_svid::Identity;
 
 pub use attest::{Anonymous, Proved};
+pub use jwt::SignedJwt;
 pub use watch::{Changes, Pushed};
 
 /// The time a call may take.
@@ -75,6 +77,17 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// Whether another connection would not have helped.
+    fn is_about_the_request(&self) -> bool {
+        match self {
+            CallError::NotFound(_) | CallError::Unimplemented(_) => true,
+            CallError::Refused { code, .. } => {
+                matches!(code, Code::InvalidArgument | Code::FailedPrecondition)
+            }
+            _ => false,
+        }
+    }
+
     /// The server's verdict on this agent, if it is one.
     pub fn denial(&self) -> Option<Denial> {
         match self {
@@ -301,7 +314,7 @@ impl Client {
         let result = self.shared.clock.timeout(CALL_LIMIT, call).await.unwrap_or(Err(CallError::TimedOut));
         if let Err(error) = &result {
             tracing::debug!(method = name, %error, "Call failed");
-            if !matches!(error, CallError::NotFound(_) | CallError::Unimplemented(_)) {
+            if !error.is_about_the_request() {
                 self.hang_up();
             }
         }

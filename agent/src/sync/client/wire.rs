@@ -126,7 +126,7 @@ pub(super) fn bundle(wire: types::Bundle) -> Result<Bundle, Unreadable> {
     })
 }
 
-fn spiffe_id(wire: Option<types::Spiffeid>, part: &'static str) -> Result<SpiffeId, Unreadable> {
+pub(super) fn spiffe_id(wire: Option<types::Spiffeid>, part: &'static str) -> Result<SpiffeId, Unreadable> {
     let wire = wire.ok_or(Unreadable::Missing(part))?;
     let wrong = |error: finial_identity::SpiffeIdError| Unreadable::Wrong { part, text: error.to_string() };
     let trust_domain = TrustDomain::parse(&wire.trust_domain).map_err(wrong)?;

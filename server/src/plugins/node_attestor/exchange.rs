@@ -1,5 +1,7 @@
 //! The conversation between an attestor and an agent.
 
+use std::net::IpAddr;
+
 use tokio::sync::mpsc;
 
 use super::{AttestorFault, Code};
@@ -8,6 +10,7 @@ use super::{AttestorFault, Code};
 pub struct Exchange {
     to_agent: mpsc::Sender<Vec<u8>>,
     from_agent: mpsc::Receiver<Vec<u8>>,
+    caller: Option<IpAddr>,
 }
 
 /// The agent's end, held by whoever speaks to the agent.
@@ -22,10 +25,20 @@ pub struct AgentEnd {
 pub fn pair() -> (Exchange, AgentEnd) {
     let (to_agent, challenges) = mpsc::channel(1);
     let (responses, from_agent) = mpsc::channel(1);
-    (Exchange { to_agent, from_agent }, AgentEnd { challenges, responses })
+    (Exchange { to_agent, from_agent, caller: None }, AgentEnd { challenges, responses })
 }
 
 impl Exchange {
+    /// The same conversation with an agent whose connection comes from this address.
+    pub fn with_caller(self, caller: Option<IpAddr>) -> Exchange {
+        Exchange { caller, ..self }
+    }
+
+    /// Where the agent's connection comes from; `None` when it came by no network.
+    pub fn caller(&self) -> Option<IpAddr> {
+        self.caller
+    }
+
     /// Sends a challenge and waits for the answer.
     pub async fn ask(&mut self, challenge: Vec<u8>) -> Result<Vec<u8>, AttestorFault> {
         let gone = |text| AttestorFault::new(Code::Internal, text);

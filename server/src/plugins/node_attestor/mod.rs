@@ -1,8 +1,10 @@
 //! Node attestors: how a machine proves what it is before it gets an agent's SVID.
 
+mod agent_path;
 pub mod exchange;
 pub mod join_token;
 pub mod path_template;
+pub mod x509pop;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -77,20 +79,11 @@ pub struct Host {
 pub type Make = fn(Section, &Host) -> Result<Arc<dyn NodeAttestor>, SettingsError>;
 
 /// All attestors that this program has.
-pub const BUILT_IN: &[(&str, Make)] = &[(join_token::NAME, join_token::make)];
+pub const BUILT_IN: &[(&str, Make)] = &[(join_token::NAME, join_token::make), (x509pop::NAME, x509pop::make)];
 
 /// SPIRE's other attestors, which this program refuses by name.
-pub const NOT_BUILT: &[&str] = &[
-    "aws_iid",
-    "azure_imds",
-    "azure_msi",
-    "gcp_iit",
-    "http_challenge",
-    "k8s_psat",
-    "sshpop",
-    "tpm_devid",
-    "x509pop",
-];
+pub const NOT_BUILT: &[&str] =
+    &["aws_iid", "azure_imds", "azure_msi", "gcp_iit", "http_challenge", "k8s_psat", "sshpop", "tpm_devid"];
 
 /// The configured attestors by name. Join tokens are always among them, as in SPIRE.
 #[derive(Clone)]
@@ -138,5 +131,7 @@ impl fmt::Debug for NodeAttestors {
     }
 }
 
+#[cfg(test)]
+mod fixture;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! Reads a template: text, and actions between `{{` and `}}`.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::tokens::{At, Token, tokens};
 use super::{PathTemplate, TemplateError, functions};
@@ -52,7 +52,7 @@ pub(super) enum Operand {
     Bool(bool),
     Int(i64),
     Float(f64),
-    Text(Rc<str>),
+    Text(Arc<str>),
     Field(Vec<String>, Place),
     Variable(String, Vec<String>, Place),
     Function(&'static str, Place),

@@ -1,6 +1,6 @@
 //! The tokens of a template.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::TemplateError;
 
@@ -35,7 +35,7 @@ pub(super) struct At {
     pub(super) token: Token,
     pub(super) line: usize,
     pub(super) column: usize,
-    pub(super) source: Rc<str>,
+    pub(super) source: Arc<str>,
 }
 
 /// Cuts a template into tokens; space that actions trim is gone.

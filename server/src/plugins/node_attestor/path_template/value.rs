@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// A value. Lists are shared and never change; dictionaries are shared and change by `set` and `unset`.
 #[derive(Clone, Debug)]
@@ -11,13 +12,13 @@ pub(super) enum Value {
     Bool(bool),
     Int(i64),
     Float(f64),
-    Text(Rc<str>),
+    Text(Arc<str>),
     List(Rc<Vec<Value>>),
     Map(Rc<RefCell<BTreeMap<String, Value>>>),
 }
 
 impl Value {
-    pub(super) fn text(text: impl Into<Rc<str>>) -> Value {
+    pub(super) fn text(text: impl Into<Arc<str>>) -> Value {
         Value::Text(text.into())
     }
 
@@ -25,7 +26,7 @@ impl Value {
         Value::List(Rc::new(items))
     }
 
-    pub(super) fn texts<T: Into<Rc<str>>>(items: impl IntoIterator<Item = T>) -> Value {
+    pub(super) fn texts<T: Into<Arc<str>>>(items: impl IntoIterator<Item = T>) -> Value {
         Value::list(items.into_iter().map(Value::text).collect())
     }
 

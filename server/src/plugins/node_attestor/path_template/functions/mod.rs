@@ -13,6 +13,7 @@ mod words;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::MOST_BYTES;
 use super::value::Value;
@@ -178,7 +179,7 @@ fn wrong(value: &Value, number: usize, wanted: &str) -> String {
 }
 
 /// `number` counts the arguments from 1, for the message.
-fn text(value: &Value, number: usize) -> Result<Rc<str>, String> {
+fn text(value: &Value, number: usize) -> Result<Arc<str>, String> {
     match value {
         Value::Text(text) => Ok(text.clone()),
         other => Err(wrong(other, number, "string")),
