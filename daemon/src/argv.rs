@@ -99,6 +99,21 @@ impl fmt::Display for OutputFormat {
 #[error("bad formatter flag: unknown format option: {0:?}")]
 pub struct UnknownOutputFormat(pub String);
 
+/// The usage of the command that a command line names: its flags, or its commands.
+pub fn usage_of(command: Command, args: impl IntoIterator<Item = OsString>) -> String {
+    let mut program = prepared(command);
+    program.build();
+    let mut path = vec![&program];
+    for word in args.into_iter().skip(1) {
+        let found = word.to_str().and_then(|word| path.last()?.find_subcommand(word));
+        match found {
+            Some(found) => path.push(found),
+            None => break,
+        }
+    }
+    usage(&path)
+}
+
 /// The completion script of the program for `bash`, `zsh` or `fish`.
 pub fn completion(command: Command, shell: &str) -> Result<String, Exit> {
     let shell = match shell {
@@ -156,11 +171,13 @@ impl<'a> Line<'a> {
             }
             let Some(found) = word.and_then(|name| command.find_subcommand(name)) else {
                 let code = match (asks_help, path.len()) {
+                    // As in SPIRE, nobody is helped with a command that there is not.
+                    (true, 1) if word.is_some() => 127,
                     (true, _) => 0,
                     (false, 1) => 127,
                     (false, _) => 1,
                 };
-                return Err(Exit { code, text: if asks_help { help(&path) } else { usage(&path) } });
+                return Err(Exit { code, text: if code == 0 { help(&path) } else { usage(&path) } });
             };
             command = found;
             path.push(found);
@@ -286,11 +303,14 @@ fn usage(path: &[&Command]) -> String {
     };
     let mut text = String::new();
     if command.has_subcommands() {
-        let flags = if path.len() == 1 { "[--version] [--help]" } else { "[--help]" };
-        text.push_str(&format!(
-            "Usage: {} {flags} <command> [<args>]\n\nAvailable commands are:\n",
-            names.join(" ")
-        ));
+        if path.len() == 1 {
+            text.push_str(&format!("Usage: {} [--version] [--help] <command> [<args>]\n\n", names.join(" ")));
+            text.push_str("Available commands are:\n");
+        } else {
+            text.push_str(
+                "This command is accessed by using one of the subcommands below.\n\nSubcommands:\n",
+            );
+        }
         let mut commands: Vec<(&str, String)> = command
             .get_subcommands()
             .filter(|command| !command.is_hide_set())
@@ -323,11 +343,10 @@ fn usage(path: &[&Command]) -> String {
         text.push_str(&format!("\n    \t{}", help.replace('\n', "\n    \t")));
         if let Some(default) = arg.get_default_values().first().filter(|_| !is_switch(arg)) {
             let default = default.to_string_lossy();
-            let number = default.parse::<i64>().is_ok();
-            text.push_str(&if number {
-                format!(" (default {default})")
-            } else {
-                format!(" (default {default:?})")
+            let bare = value_name(arg) != "string";
+            text.push_str(&match bare {
+                true => format!(" (default {default})"),
+                false => format!(" (default {default:?})"),
             });
         }
         text.push('\n');

@@ -109,6 +109,9 @@ pub fn validate(flags: &Flags) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return invalid(&ProgramError::Runtime(error)),
     };
+    if let Err(error) = runtime.block_on(resolve(&settings.bind_address, settings.bind_port)) {
+        return invalid(&error);
+    }
     match runtime.block_on(check_plugins(&settings)) {
         Ok(()) => {
             println!("SPIRE server configuration file is valid.");

@@ -139,14 +139,18 @@ fn prints_usage() {
     let list = "Usage: finial-server [--version] [--help] <command> [<args>]\n\nAvailable commands are:\n    completion    \
                 Prints a completion script\n    entry\n    run           Runs the server\n";
     for (line, code) in
-        [(&[][..], 127), (&["nosuch"], 127), (&["-x"], 127), (&["-h"], 0), (&["nosuch", "--help"], 0)]
+        [(&[][..], 127), (&["nosuch"], 127), (&["-x"], 127), (&["-h"], 0), (&["nosuch", "--help"], 127)]
     {
         assert_eq!(run(line).unwrap_err(), Exit { code, text: list.to_string() }, "{line:?}");
     }
     for line in [&["entry"][..], &["entry", "nosuch"]] {
         let exit = run(line).unwrap_err();
         assert_eq!(exit.code, 1);
-        assert!(exit.text.starts_with("Usage: finial-server entry [--help] <command>"), "{}", exit.text);
+        assert!(
+            exit.text.starts_with("This command is accessed by using one of the subcommands below."),
+            "{}",
+            exit.text
+        );
     }
     assert!(run(&["-help", "entry", "create"]).unwrap_err().text.starts_with("Usage of entry create:"));
     for flag in ["-v", "-version", "--version"] {

@@ -1,6 +1,6 @@
 //! Wire <-> identity: what `types.*` messages say, as values, and back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use der::Decode;
 use finial_daemon::clock::unix_seconds;
@@ -282,10 +282,12 @@ pub enum BundleFault {
 /// Why one authority in a request is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityFault {
-    #[error("{0}")]
+    #[error("x509: malformed certificate: {0}")]
     Certificate(#[from] Malformed),
     #[error("missing key ID")]
     MissingKeyId,
+    #[error("two different keys have the key ID \"{0}\"")]
+    AmbiguousKeyId(String),
     #[error("public key is not a PKIX key: {0}")]
     PublicKey(der::Error),
 }
@@ -302,35 +304,43 @@ pub fn read_bundle(bundle: &types::Bundle, trust_domain: TrustDomain) -> Result<
     })
 }
 
-/// Each element may hold several certificates one after the other; each comes out as an authority of its own.
+/// Each element may hold several certificates one after the other; each comes out as an authority of its own, once.
 pub fn read_x509_authorities(
     certificates: &[types::X509Certificate],
 ) -> Result<Vec<X509Authority>, AuthorityFault> {
+    let mut seen = BTreeSet::new();
     let mut authorities = Vec::new();
     for certificate in certificates {
         for one in split_concatenated(&certificate.asn1)? {
             AuthorityCertificate::read(&one)?;
-            authorities.push(X509Authority { der: one.to_vec(), tainted: false });
+            if seen.insert(one.to_vec()) {
+                authorities.push(X509Authority { der: one.to_vec(), tainted: false });
+            }
         }
     }
     Ok(authorities)
 }
 
+/// A key that is there twice comes out once. A key ID must not name two keys: nobody could say which one verifies.
 pub fn read_jwt_authorities(keys: &[types::JwtKey]) -> Result<Vec<JwtAuthority>, AuthorityFault> {
-    let mut seen = BTreeSet::new();
+    let mut seen: BTreeMap<&str, &[u8]> = BTreeMap::new();
     let mut authorities = Vec::new();
     for key in keys {
         spki::SubjectPublicKeyInfoRef::from_der(&key.public_key).map_err(AuthorityFault::PublicKey)?;
         if key.key_id.is_empty() {
             return Err(AuthorityFault::MissingKeyId);
         }
-        if seen.insert(&key.key_id) {
-            authorities.push(JwtAuthority {
+        match seen.insert(&key.key_id, &key.public_key) {
+            Some(other) if other != key.public_key => {
+                return Err(AuthorityFault::AmbiguousKeyId(key.key_id.clone()));
+            }
+            Some(_) => {}
+            None => authorities.push(JwtAuthority {
                 key_id: key.key_id.clone(),
                 public_key: key.public_key.clone(),
                 expires_at: key.expires_at,
                 tainted: false,
-            });
+            }),
         }
     }
     Ok(authorities)

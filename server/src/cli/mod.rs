@@ -196,6 +196,10 @@ fn talk(work: impl Future<Output = Result<Report, Failure>>) -> ExitCode {
     };
     match runtime.block_on(work) {
         Ok(report) => report.tell(),
+        Err(Failure::Flag(text)) => {
+            let usage = argv::usage_of(Program::command(), std::env::args_os());
+            argv::Exit { code: 1, text: format!("{text}\n{usage}") }.report()
+        }
         Err(failure) => Report::default().failed(failure).tell(),
     }
 }
