@@ -15,6 +15,7 @@ use finial_proto::spire::api::server::agent::v1::agent_server::AgentServer;
 use finial_proto::spire::api::server::bundle::v1::bundle_server::BundleServer;
 use finial_proto::spire::api::server::debug::v1::debug_server::DebugServer;
 use finial_proto::spire::api::server::entry::v1::entry_server::EntryServer;
+use finial_proto::spire::api::server::localauthority::v1::local_authority_server::LocalAuthorityServer;
 use finial_proto::spire::api::server::logger::v1::logger_server::LoggerServer;
 use finial_proto::spire::api::server::svid::v1::svid_server::SvidServer;
 use finial_proto::spire::api::server::trustdomain::v1::trust_domain_server::TrustDomainServer;
@@ -30,8 +31,9 @@ use crate::access::limit::Limits;
 use crate::agents::prune::{self, PruneSettings};
 use crate::api::gate::{Access, Door, Gate};
 use crate::api::{
-    agent, bundle, debug, entry, health, logger, refused, serve, svid, trust_domain, watch as watching,
+    agent, bundle, debug, entry, health, localauthority, logger, serve, svid, trust_domain, watch as watching,
 };
+use crate::authority::by_hand::ByHand;
 use crate::authority::issue::Issuer;
 use crate::authority::profile::ProfileSettings;
 use crate::authority::server_svid::ServerSvid;
@@ -82,6 +84,7 @@ pub struct Handles {
     pub store: Store,
     pub feed: Feed,
     pub issuer: Issuer,
+    pub by_hand: ByHand,
     pub own_bundle: OwnBundle,
     pub federated: FederatedBundles,
     pub server_svid: watch::Receiver<Arc<ServerSvid>>,
@@ -171,6 +174,7 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         store: store.clone(),
         feed: feed.clone(),
         issuer: authority.issuer.clone(),
+        by_hand: authority.by_hand.clone(),
         own_bundle: own_bundle.clone(),
         federated: federated.clone(),
         server_svid: authority.server_svid.clone(),
@@ -333,7 +337,7 @@ struct Services {
 }
 
 fn services(settings: &Settings, handles: &Handles, attestors: NodeAttestors, clock: &Clock) -> Services {
-    let Handles { store, feed, issuer, own_bundle, federated, stop, .. } = handles.clone();
+    let Handles { store, feed, issuer, by_hand, own_bundle, federated, stop, .. } = handles.clone();
     let trust_domain = settings.trust_domain.clone();
     let (cut_off, _) = broadcast::channel::<SpiffeId>(CUT_OFF_BACKLOG);
     let agents = agent::Agents {
@@ -382,7 +386,7 @@ fn services(settings: &Settings, handles: &Handles, attestors: NodeAttestors, cl
             parts: Arc::new(watching::Parts {
                 store,
                 feed,
-                own_bundle,
+                own_bundle: own_bundle.clone(),
                 federated,
                 cut_off,
                 epoch: watching::epoch(),
@@ -391,7 +395,10 @@ fn services(settings: &Settings, handles: &Handles, attestors: NodeAttestors, cl
             }),
         }))
         .add_service(TrustDomainServer::new(domains))
-        .add_service(refused::LocalAuthority);
+        .add_service(LocalAuthorityServer::new(localauthority::LocalAuthorities {
+            by_hand,
+            own: own_bundle,
+        }));
     Services { all: routes, for_strangers: for_strangers.routes() }
 }
 

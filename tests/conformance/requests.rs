@@ -430,5 +430,5 @@ async fn published_keys() {
     );
     must_be(&publish(key("k", b"nonsense")).await, Code::InvalidArgument, "invalid JWT authority: …");
     must_be(&publish(key("k", P256_KEY)).await, Code::Ok, "OK");
-    assert_eq!(world.server().own_bundle.current().jwt_authorities.len(), 1);
+    assert_eq!(world.server().own_bundle.current().jwt_authorities.len(), 2, "the own key and this one");
 }

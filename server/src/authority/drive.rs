@@ -15,8 +15,9 @@ use finial_daemon::clock::{Clock, from_unix_seconds, unix_seconds};
 use finial_daemon::keys::{Key, KeyError, KeyManager, KeyType};
 use finial_identity::bundle::Bundle;
 use finial_identity::lifetime;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
+use super::by_hand::{Order, OrderError, Orders, Rule, Standings, State, Wish};
 use super::chain::at;
 use super::issue::IssueError;
 use super::journal::{Journal, JournalError};
@@ -28,6 +29,8 @@ use crate::store::journal::entries::{Content, List, Record, status};
 
 const FIRST_RETRY: Duration = Duration::from_secs(10);
 const LAST_RETRY: Duration = Duration::from_secs(300);
+/// Orders that wait while one is carried out; whoever sends more waits himself.
+const ORDERS: usize = 8;
 
 /// What one step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +156,10 @@ pub(super) struct Driver<K: Kind> {
     signers: [Option<Arc<K::Signer>>; 2],
     work: Work<Arc<Made<K::Signer>>>,
     active: watch::Sender<Option<Arc<K::Signer>>>,
+    /// Both ends: without a sender there would be nothing to wait for.
+    orders: (Orders, mpsc::Receiver<Order>),
+    /// Whether the work is an operator's wish.
+    by_hand: bool,
 }
 
 /// What is under way, between two steps.
@@ -172,7 +179,9 @@ impl<K: Kind> Driver<K> {
     pub(super) async fn load(kind: K, parts: DriverParts) -> Result<Driver<K>, DriveError> {
         let (active, _) = watch::channel(None);
         let (slots, signers, work) = (Slots::default(), [None, None], Work::Idle);
-        let mut driver = Driver { kind, parts, slots, signers, work, active };
+        let (sender, receiver) = mpsc::channel(ORDERS);
+        let orders = (Orders { driver: sender }, receiver);
+        let mut driver = Driver { kind, parts, slots, signers, work, active, orders, by_hand: false };
         driver.take_up().await?;
         if let Some(slot) = driver.slots.active() {
             driver.switch_to(slot);
@@ -205,7 +214,11 @@ impl<K: Kind> Driver<K> {
                 Ok(Progress::IntentJournaled(slot))
             }
             Work::Intended(slot, key, authority_id) => {
-                let in_use = self.slots.active().and_then(|slot| self.slots.get(slot));
+                // An operator may have reasons that the driver does not know.
+                let in_use = match self.by_hand {
+                    true => None,
+                    false => self.slots.active().and_then(|slot| self.slots.get(slot)),
+                };
                 let made = self.kind.make(key, &authority_id, in_use, now).await?;
                 self.work = Work::Made(slot, Arc::new(made));
                 Ok(Progress::Made(slot))
@@ -244,16 +257,21 @@ impl<K: Kind> Driver<K> {
         Ok(())
     }
 
+    /// The way to this driver while it runs.
+    pub(super) fn orders(&self) -> Orders {
+        self.orders.0.clone()
+    }
+
     /// Turns the authorities for as long as the server runs.
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
-            match self.step().await {
+            let until = match self.step().await {
                 Ok(Progress::Waiting(until)) => {
                     backoff.reset();
-                    self.parts.clock.sleep_until(until).await;
+                    until
                 }
-                Ok(_) => {}
+                Ok(_) => continue,
                 Err(error) => {
                     let wait = backoff.next();
                     let ends = self.active.borrow().as_ref().map(|signer| K::facts(signer).ends);
@@ -263,10 +281,80 @@ impl<K: Kind> Driver<K> {
                         expires_at = ends.map(|ends| at(unix_seconds(ends))),
                         "Unable to rotate {}; the one in use stays in use until it expires", K::NAME
                     );
-                    self.parts.clock.sleep(wait).await;
+                    self.parts.clock.now() + wait
                 }
+            };
+            self.serve_until(until).await;
+        }
+    }
+
+    /// Carries out orders until this moment, or until one of them changed what is due.
+    async fn serve_until(&mut self, until: SystemTime) {
+        loop {
+            let order = tokio::select! {
+                () = self.parts.clock.sleep_until(until) => return,
+                Some(order) = self.orders.1.recv() => order,
+            };
+            let looked_only = matches!(order.wish, Wish::Show);
+            let done = self.obey(order.wish).await;
+            // Who asked may be gone.
+            let _ = order.answer.send(done.map(|()| self.standings()));
+            if !looked_only {
+                return;
             }
         }
+    }
+
+    async fn obey(&mut self, wish: Wish) -> Result<(), OrderError> {
+        if matches!(self.work, Work::Activating(..)) {
+            self.step().await?;
+        }
+        while let Step::Retire(slot) = rotate::next(&self.slots, self.parts.clock.now()) {
+            self.empty(slot);
+        }
+        match wish {
+            Wish::Show => Ok(()),
+            Wish::Prepare => {
+                let active = self.slots.active().ok_or(Rule::Initializing)?;
+                self.by_hand = true;
+                let done = self.prepare(active.other()).await;
+                self.by_hand = false;
+                if done.is_err() {
+                    // Not to be tried again: who ordered it was told.
+                    self.work = Work::Idle;
+                }
+                Ok(done?)
+            }
+            Wish::Activate(authority_id) => {
+                self.standings().may_activate(&authority_id)?;
+                let slot = self.slots.prepared().ok_or(Rule::UnexpectedId)?;
+                self.journal_activation(slot).await?;
+                self.step().await?;
+                Ok(())
+            }
+        }
+    }
+
+    async fn prepare(&mut self, slot: SlotId) -> Result<(), DriveError> {
+        self.make_key(slot).await?;
+        while !matches!(self.work, Work::Idle) {
+            self.step().await?;
+        }
+        Ok(())
+    }
+
+    fn standings(&self) -> Standings {
+        let state = |slot| {
+            let facts = self.signers[index(slot)].as_deref().map(K::facts)?;
+            Some(State {
+                authority_id: facts.authority_id,
+                expires_at: unix_seconds(facts.not_after),
+                upstream_authority_id: facts.upstream_authority_id,
+            })
+        };
+        let Some(active) = self.slots.active() else { return Standings::default() };
+        let standing = self.slots.get(active.other()).map(|held| held.standing);
+        Standings { active: state(active), next: standing.zip(state(active.other())) }
     }
 
     async fn make_key(&mut self, slot: SlotId) -> Result<Progress, DriveError> {

@@ -2,6 +2,7 @@
 //!
 //! `profile` says what is meant, `issue` signs it, `rotate` says when authorities change, `drive` changes them.
 
+pub mod by_hand;
 pub mod chain;
 mod der;
 pub mod drive;
@@ -28,6 +29,7 @@ use crate::bundles::own::OwnBundle;
 use crate::plugins::upstream_authority::UpstreamAuthority;
 use crate::store::Store;
 use crate::store::issued::IssuedLog;
+use by_hand::ByHand;
 use drive::{DriveError, Driver, DriverParts, Kind};
 use issue::Issuer;
 use journal::{Journal, JournalError};
@@ -77,6 +79,7 @@ pub enum AuthorityError {
 /// The authority, ready to sign.
 pub struct Authority {
     pub issuer: Issuer,
+    pub by_hand: ByHand,
     /// The server's own SVID, now and from now on.
     pub server_svid: watch::Receiver<Arc<ServerSvid>>,
     /// To be run for as long as the server does.
@@ -123,8 +126,14 @@ impl Authority {
         let jwt_key = jwt.as_ref().map_or_else(|| watch::channel(None).1, Driver::active);
         let issuer = Issuer::new(profiles, clock.clone(), x509.active(), jwt_key, issued);
         let renewal = Renewal::start(issuer.clone(), clock.clone(), key_type, changes).await?;
+        let by_hand = ByHand {
+            x509: x509.orders(),
+            jwt: jwt.as_ref().map(Driver::orders),
+            has_upstream: upstream.is_some(),
+        };
         Ok(Authority {
             issuer,
+            by_hand,
             server_svid: renewal.subscribe(),
             turning: Turning { x509, jwt, renewal, store, clock },
         })

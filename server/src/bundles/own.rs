@@ -66,6 +66,38 @@ impl OwnBundle {
         Ok(self.show(bundle))
     }
 
+    /// Marks the X.509 authority with this subject key ID (lowercase hex): what it signed has to be replaced.
+    pub async fn taint_x509(&self, subject_key_id: &str) -> Result<(), StoreError> {
+        let _turn = self.inner.turn.lock().await;
+        let Inner { store, .. } = &*self.inner;
+        self.show(store.bundles().taint_x509(store.trust_domain(), subject_key_id).await?);
+        Ok(())
+    }
+
+    /// Removes the X.509 authority with this subject key ID (lowercase hex), which must be tainted.
+    pub async fn revoke_x509(&self, subject_key_id: &str) -> Result<(), StoreError> {
+        let _turn = self.inner.turn.lock().await;
+        let Inner { store, .. } = &*self.inner;
+        self.show(store.bundles().revoke_x509(store.trust_domain(), subject_key_id).await?);
+        Ok(())
+    }
+
+    /// Marks a JWT key: what it signed has to be replaced.
+    pub async fn taint_jwt(&self, key_id: &str) -> Result<(), StoreError> {
+        let _turn = self.inner.turn.lock().await;
+        let Inner { store, .. } = &*self.inner;
+        self.show(store.bundles().taint_jwt(store.trust_domain(), key_id).await?.1);
+        Ok(())
+    }
+
+    /// Removes a JWT key, which must be tainted.
+    pub async fn revoke_jwt(&self, key_id: &str) -> Result<(), StoreError> {
+        let _turn = self.inner.turn.lock().await;
+        let Inner { store, .. } = &*self.inner;
+        self.show(store.bundles().revoke_jwt(store.trust_domain(), key_id).await?.1);
+        Ok(())
+    }
+
     /// Removes authorities that expired a day ago or earlier. Refuses, with nothing changed, to leave none.
     pub async fn prune(&self, now: SystemTime) -> Result<bool, StoreError> {
         let _turn = self.inner.turn.lock().await;

@@ -8,6 +8,7 @@ use finial_proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use finial_proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use finial_proto::spire::api::server::debug::v1::debug_client::DebugClient;
 use finial_proto::spire::api::server::entry::v1::entry_client::EntryClient;
+use finial_proto::spire::api::server::localauthority::v1::local_authority_client::LocalAuthorityClient;
 use finial_proto::spire::api::server::logger::v1::logger_client::LoggerClient;
 use finial_proto::spire::api::server::svid::v1::svid_client::SvidClient;
 use finial_proto::spire::api::server::trustdomain::v1::trust_domain_client::TrustDomainClient;
@@ -89,6 +90,10 @@ impl Client {
 
     pub fn svids(&self) -> SvidClient<Channel> {
         SvidClient::new(self.channel.clone())
+    }
+
+    pub fn authorities(&self) -> LocalAuthorityClient<Channel> {
+        LocalAuthorityClient::new(self.channel.clone())
     }
 
     pub fn debug(&self) -> DebugClient<Channel> {

@@ -13,10 +13,12 @@ mod federation;
 mod healthcheck;
 mod jwt;
 mod lifetime;
+mod localauthority;
 mod logger;
 mod matching;
 mod output;
 mod token;
+mod upstreamauthority;
 mod x509;
 
 use std::ffi::OsString;
@@ -81,6 +83,12 @@ enum Verb {
     /// JWT-SVIDs made by hand
     #[command(subcommand)]
     Jwt(jwt::Verb),
+    /// What this server signs with: rotation by hand
+    #[command(subcommand, name = "localauthority")]
+    LocalAuthority(localauthority::Verb),
+    /// What signs this server's CA: tainting and revoking it
+    #[command(subcommand, name = "upstreamauthority")]
+    UpstreamAuthority(upstreamauthority::Verb),
     /// What the server says of itself
     #[command(subcommand)]
     Debug(debug::Verb),
@@ -152,6 +160,8 @@ impl Verb {
             Verb::Federation(verb) => talk(verb.run()),
             Verb::X509(verb) => talk(verb.run()),
             Verb::Jwt(verb) => talk(verb.run()),
+            Verb::LocalAuthority(verb) => talk(verb.run()),
+            Verb::UpstreamAuthority(verb) => talk(verb.run()),
             Verb::Debug(verb) => talk(verb.run()),
             Verb::Logger(verb) => talk(verb.run()),
             Verb::Completion { shell } => completion(shell.as_deref().unwrap_or("")),
@@ -160,11 +170,7 @@ impl Verb {
 }
 
 /// SPIRE's verbs that are not there yet, with what they are about.
-const NOT_BUILT: &[(&str, &str)] = &[
-    ("localauthority", "rotation by hand"),
-    ("upstreamauthority", "tainting and revoking upstream authorities"),
-    ("wit", "WIT-SVIDs"),
-];
+const NOT_BUILT: &[(&str, &str)] = &[("wit", "WIT-SVIDs")];
 
 fn not_built(args: &[OsString]) -> Option<String> {
     let first = args.get(1)?.to_str()?;

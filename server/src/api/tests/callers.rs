@@ -4,8 +4,6 @@ use finial_proto::spire::api::server::debug::v1 as debug_wire;
 use finial_proto::spire::api::server::debug::v1::debug_client::DebugClient;
 use finial_proto::spire::api::server::entry::v1 as entry_wire;
 use finial_proto::spire::api::server::entry::v1::entry_client::EntryClient;
-use finial_proto::spire::api::server::localauthority::v1 as authority_wire;
-use finial_proto::spire::api::server::localauthority::v1::local_authority_client::LocalAuthorityClient;
 use finial_proto::spire::api::server::logger::v1 as logger_wire;
 use finial_proto::spire::api::server::logger::v1::logger_client::LoggerClient;
 use finial_proto::spire::api::server::svid::v1 as svid_wire;
@@ -60,17 +58,6 @@ async fn administrators_are_named_by_entry_or_by_configuration() {
     // What only the socket serves, the network does not know.
     let refused = DebugClient::new(server.anonymous()).get_info(debug_wire::GetInfoRequest {}).await;
     assert_refused(refused, Code::Unimplemented, "unknown method spire.api.server.debug.v1.Debug/GetInfo");
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_not_built_says_so_to_those_who_may_ask() {
-    let server = Server::start().await;
-    let state = authority_wire::GetX509AuthorityStateRequest::default;
-    let refused = LocalAuthorityClient::new(server.anonymous()).get_x509_authority_state(state()).await;
-    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
-    let refused = LocalAuthorityClient::new(server.local.clone()).get_x509_authority_state(state()).await;
-    let text = "spire.api.server.localauthority.v1.LocalAuthority/GetX509AuthorityState is not built yet";
-    assert_refused(refused, Code::Unimplemented, text);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ mod bundles;
 mod callers;
 mod entries;
 mod jwt;
+mod localauthority;
 mod siege;
 mod svids;
 mod trust_domains;
@@ -60,16 +61,23 @@ impl Server {
 
     /// With more keys in its `server` block.
     async fn configured(more: &str) -> Server {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+        Server::with_plugin(more, "", start).await
+    }
+
+    /// With one more plugin, and from this moment on.
+    async fn with_plugin(more: &str, plugin: &str, start: SystemTime) -> Server {
         let text = format!(
             "server {{ trust_domain = \"example.org\" data_dir = \"/nowhere\"\n{more}\n}}
             plugins {{
                 DataStore \"sql\" {{ plugin_data {{ database_type = \"sqlite3\" connection_string = \":memory:\" }} }}
                 KeyManager \"memory\" {{ plugin_data {{}} }}
                 NodeAttestor \"join_token\" {{ plugin_data {{}} }}
+                {plugin}
             }}"
         );
         let settings = Settings::read(&parse(&text, "server.conf").unwrap(), &Flags::default()).unwrap();
-        let clock = Clock::paused(SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000));
+        let clock = Clock::paused(start);
         let (network, api) = listen::memory();
         let (local, admin) = listen::memory();
         let log = LogHandle::detached(LogLevel::Info);
