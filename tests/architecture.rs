@@ -34,7 +34,7 @@ const AGENT_ROOMS: &[(&str, &[&str])] = &[
     ("sync", &["attest", "cache", "own_svid", "storage"]),
     ("workload_api", &["attest", "cache", "plugins"]),
     ("admin_api", &["attest", "cache", "own_svid", "sync", "workload_api"]),
-    ("settings", &["attest", "cache", "plugins", "storage", "sync", "workload_api"]),
+    ("settings", &["attest", "cache", "own_svid", "plugins", "storage", "sync", "workload_api"]),
     ("cli", &["build", "settings", "run"]),
 ];
 

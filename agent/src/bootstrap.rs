@@ -1,18 +1,21 @@
-//! The first bundle: what a new agent believes its server by.
+//! How the agent comes to believe its server: by the bundle of an earlier run, or else by one from a configured source.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use finial_daemon::clock::Clock;
+use finial_daemon::argv::text;
+use finial_daemon::clock::{Clock, unix_seconds};
+use finial_daemon::dial::Dialer;
 use finial_identity::TrustDomain;
 use finial_identity::bundle::document::{self, DocumentError};
 use finial_identity::bundle::{Bundle, X509Authority};
 
 use crate::own_svid::Trust;
-use crate::settings::{Bootstrap, BundleFormat, Settings};
-use crate::storage::Storage;
+use crate::settings::{Bootstrap, BundleFormat, Endpoint, Settings};
+use crate::storage::{Purpose, Storage, StorageError, Trial};
+use crate::workload_api::foreign;
 
 /// How long the download of a bundle may take.
 const DOWNLOAD_LIMIT: Duration = Duration::from_secs(30);
@@ -24,49 +27,177 @@ pub enum BootstrapError {
     Read { path: PathBuf, source: io::Error },
     #[error("cannot fetch the trust bundle from {url}: {text}; check trust_bundle_url")]
     Fetch { url: String, text: String },
+    #[error(
+        "cannot fetch the trust bundle from the Workload API at {address}: {text}; check trust_bundle_spiffe_workload_api"
+    )]
+    Ask { address: String, text: String },
     #[error("the trust bundle from {from} can't be used: {source}; check trust_bundle_format")]
     Unusable { from: String, source: DocumentError },
     #[error(
         "the trust bundle from {from} holds no X.509 authority; check that it is the bundle of the server's trust domain"
     )]
     Empty { from: String },
+    #[error(transparent)]
+    Storage(#[from] StorageError),
 }
 
-/// The trust to start with: the stored bundle of an earlier run, or the configured source.
-pub async fn trust(settings: &Settings, storage: &Storage, clock: &Clock) -> Result<Trust, BootstrapError> {
-    let stored = storage.bundle();
-    if !stored.is_empty() {
-        let mut bundle = Bundle::new(settings.trust_domain.clone());
-        bundle.x509_authorities =
-            stored.iter().map(|der| X509Authority { der: der.to_vec(), tainted: false }).collect();
-        return Ok(Trust::Bundle(Arc::new(bundle)));
+/// The source of the first bundle and the state of the attempts, which outlives the program. Clones share the state.
+#[derive(Clone)]
+pub struct FirstTrust {
+    source: Bootstrap,
+    trust_domain: TrustDomain,
+    server_address: String,
+    server_port: u16,
+    storage: Storage,
+    clock: Clock,
+}
+
+impl FirstTrust {
+    pub fn new(settings: &Settings, storage: Storage, clock: Clock) -> FirstTrust {
+        FirstTrust {
+            source: settings.bootstrap.clone(),
+            trust_domain: settings.trust_domain.clone(),
+            server_address: settings.server_address.clone(),
+            server_port: settings.server_port,
+            storage,
+            clock,
+        }
     }
-    let (bytes, from, format) = match &settings.bootstrap {
-        Bootstrap::FirstMet => {
-            tracing::warn!("Insecure bootstrap enabled; skipping server certificate verification");
-            return Ok(Trust::FirstMet);
+
+    /// The trust to start with: the stored bundle of an earlier run, or the configured source. Asking the source counts as
+    /// an attempt.
+    pub async fn get(&self) -> Result<Trust, BootstrapError> {
+        let stored = self.storage.bundle();
+        if !stored.is_empty() {
+            return Ok(Trust::Bundle(Arc::new(self.bundle_of(stored.iter().map(|der| der.to_vec())))));
         }
-        Bootstrap::File { path, format } => {
-            let bytes = tokio::fs::read(path).await;
-            let bytes = bytes.map_err(|source| BootstrapError::Read { path: path.clone(), source })?;
-            (bytes, path.display().to_string(), *format)
+        let trial = self.count_attempt().await?;
+        let (bytes, from, format) = match &self.source {
+            Bootstrap::FirstMet => {
+                tracing::warn!("Insecure bootstrap enabled; skipping server certificate verification");
+                return Ok(Trust::FirstMet);
+            }
+            Bootstrap::File { path, format } => {
+                let bytes = tokio::fs::read(path).await;
+                let bytes = bytes.map_err(|source| BootstrapError::Read { path: path.clone(), source })?;
+                (bytes, path.display().to_string(), *format)
+            }
+            Bootstrap::Url { url, unix_socket, format } => {
+                let full = match unix_socket {
+                    Some(_) => self.with_parameters(url, &trial),
+                    None => url.clone(),
+                };
+                let bytes = fetch(&full, unix_socket.as_deref()).await;
+                let bytes = bytes.map_err(|text| BootstrapError::Fetch { url: url.clone(), text })?;
+                (bytes, url.clone(), *format)
+            }
+            Bootstrap::WorkloadApi { address, endpoint } => {
+                let dialer = match endpoint {
+                    Endpoint::Unix(path) => Dialer::Unix(path.clone()),
+                    Endpoint::Tcp(socket) => Dialer::tcp(socket.ip().to_string(), socket.port()),
+                };
+                return self.ask_workload_api(address, dialer).await;
+            }
+        };
+        let bundle = parse(&self.trust_domain, &bytes, format)
+            .map_err(|source| BootstrapError::Unusable { from: from.clone(), source })?;
+        if bundle.x509_authorities.is_empty() {
+            return Err(BootstrapError::Empty { from });
         }
-        Bootstrap::Url { url, unix_socket, format } => {
-            let full = match unix_socket {
-                Some(_) => with_parameters(url, settings, clock),
-                None => url.clone(),
-            };
-            let bytes = fetch(&full, unix_socket.as_deref()).await;
-            let bytes = bytes.map_err(|text| BootstrapError::Fetch { url: url.clone(), text })?;
-            (bytes, url.clone(), *format)
-        }
-    };
-    let bundle = parse(&settings.trust_domain, &bytes, format)
-        .map_err(|source| BootstrapError::Unusable { from: from.clone(), source })?;
-    if bundle.x509_authorities.is_empty() {
-        return Err(BootstrapError::Empty { from });
+        Ok(Trust::Bundle(Arc::new(bundle)))
     }
-    Ok(Trust::Bundle(Arc::new(bundle)))
+
+    /// Whether the agent has never believed a server yet.
+    pub fn is_first(&self) -> bool {
+        self.trial().purpose == Some(Purpose::Bootstrap)
+    }
+
+    /// Since when the server is not believed: from now on, if it was until now.
+    pub async fn failing_since(&self) -> Result<SystemTime, StorageError> {
+        let trial = self.trial();
+        let since = trial.since.unwrap_or_else(|| self.clock.now());
+        self.storage.store_trial(Trial { since: Some(since), ..trial }).await?;
+        Ok(since)
+    }
+
+    /// The server was believed: the attempts are over.
+    pub async fn succeeded(&self) -> Result<(), StorageError> {
+        self.storage
+            .store_trial(Trial { purpose: Some(Purpose::Rebootstrap), since: None, attempts: 0 })
+            .await
+    }
+
+    /// Forgets the bundle: the source is asked again.
+    pub async fn forget_bundle(&self) -> Result<(), StorageError> {
+        self.storage.store_bundle(Vec::new()).await
+    }
+
+    /// Forgets the bundle and the agent's SVID: the next start asks the source again and attests anew.
+    pub async fn start_over(&self) -> Result<(), StorageError> {
+        let since = Some(self.clock.now());
+        self.storage.start_over(Trial { purpose: Some(Purpose::Rebootstrap), since, attempts: 0 }).await
+    }
+
+    fn trial(&self) -> Trial {
+        let trial = self.storage.trial();
+        let has_bundle = !self.storage.bundle().is_empty();
+        let first = if has_bundle { Purpose::Rebootstrap } else { Purpose::Bootstrap };
+        Trial { purpose: trial.purpose.or(Some(first)), ..trial }
+    }
+
+    async fn count_attempt(&self) -> Result<Trial, StorageError> {
+        let trial = self.trial();
+        let since = Some(trial.since.unwrap_or_else(|| self.clock.now()));
+        let trial = Trial { since, attempts: trial.attempts.saturating_add(1), ..trial };
+        self.storage.store_trial(trial).await?;
+        if matches!(self.source, Bootstrap::Url { .. } | Bootstrap::WorkloadApi { .. }) {
+            let what =
+                if trial.purpose == Some(Purpose::Rebootstrap) { "reattestation" } else { "attestation" };
+            let started = since_text(&trial);
+            tracing::info!("Server {what} attempt {}. Started {started}.", trial.attempts);
+        }
+        Ok(trial)
+    }
+
+    async fn ask_workload_api(&self, address: &str, dialer: Dialer) -> Result<Trust, BootstrapError> {
+        let asked = foreign::x509_bundle(dialer, &self.trust_domain, &self.clock).await;
+        let ders = asked.map_err(|text| BootstrapError::Ask { address: address.to_owned(), text })?;
+        if ders.is_empty() {
+            return Err(BootstrapError::Empty { from: address.to_owned() });
+        }
+        Ok(Trust::Bundle(Arc::new(self.bundle_of(ders))))
+    }
+
+    fn bundle_of(&self, ders: impl IntoIterator<Item = Vec<u8>>) -> Bundle {
+        let mut bundle = Bundle::new(self.trust_domain.clone());
+        bundle.x509_authorities = ders.into_iter().map(|der| X509Authority { der, tainted: false }).collect();
+        bundle
+    }
+
+    /// What SPIRE's agent tells a bundle server on a Unix socket.
+    fn with_parameters(&self, url: &str, trial: &Trial) -> String {
+        let mode = if trial.purpose == Some(Purpose::Rebootstrap) { "rebootstrap" } else { "bootstrap" };
+        let parameters = [
+            ("spiffe-trust-domain", self.trust_domain.name().to_owned()),
+            ("spire-attest-mode", mode.to_owned()),
+            ("spire-attest-start-time", since_text(trial)),
+            ("spire-connection-attempts", trial.attempts.to_string()),
+            ("spire-server-address", self.server_address.clone()),
+            ("spire-server-port", self.server_port.to_string()),
+        ];
+        let mut full = url.to_owned();
+        for (name, value) in parameters {
+            full.push(if full.contains('?') { '&' } else { '?' });
+            full.push_str(name);
+            full.push('=');
+            full.push_str(&value.replace(':', "%3A").replace('+', "%2B"));
+        }
+        full
+    }
+}
+
+fn since_text(trial: &Trial) -> String {
+    trial.since.map(|since| text::rfc3339(unix_seconds(since))).unwrap_or_default()
 }
 
 fn parse(trust_domain: &TrustDomain, bytes: &[u8], format: BundleFormat) -> Result<Bundle, DocumentError> {
@@ -74,29 +205,6 @@ fn parse(trust_domain: &TrustDomain, bytes: &[u8], format: BundleFormat) -> Resu
         BundleFormat::Pem => document::from_pem(trust_domain, bytes),
         BundleFormat::Spiffe => document::parse(trust_domain, bytes),
     }
-}
-
-/// What SPIRE's agent tells a bundle server on a Unix socket.
-fn with_parameters(url: &str, settings: &Settings, clock: &Clock) -> String {
-    // Whole seconds, as Go writes RFC 3339.
-    let start = time::OffsetDateTime::from(clock.now()).truncate_to_second();
-    let start = start.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
-    let parameters = [
-        ("spiffe-trust-domain", settings.trust_domain.name().to_owned()),
-        ("spire-attest-mode", "bootstrap".to_owned()),
-        ("spire-attest-start-time", start),
-        ("spire-connection-attempts", "1".to_owned()),
-        ("spire-server-address", settings.server_address.clone()),
-        ("spire-server-port", settings.server_port.to_string()),
-    ];
-    let mut full = url.to_owned();
-    for (name, value) in parameters {
-        full.push(if full.contains('?') { '&' } else { '?' });
-        full.push_str(name);
-        full.push('=');
-        full.push_str(&value.replace(':', "%3A").replace('+', "%2B"));
-    }
-    full
 }
 
 async fn fetch(url: &str, unix_socket: Option<&Path>) -> Result<Vec<u8>, String> {
@@ -162,7 +270,7 @@ mod tests {
 
     async fn ask(folder: &Path, lines: &str) -> Result<Trust, BootstrapError> {
         let storage = Storage::open(folder).unwrap();
-        trust(&settings(folder, lines), &storage, &Clock::paused(UNIX_EPOCH)).await
+        FirstTrust::new(&settings(folder, lines), storage, Clock::paused(UNIX_EPOCH)).get().await
     }
 
     fn authority() -> (String, Vec<u8>) {

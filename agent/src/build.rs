@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin_api::{self, AdminApi};
 use crate::attest::workload::WorkloadAttestation;
-use crate::bootstrap::{self, BootstrapError};
+use crate::bootstrap::FirstTrust;
 use crate::cache::Cache;
 use crate::own_svid::Identity;
 use crate::own_svid::keep::{KeepError, Keeper};
@@ -26,15 +26,15 @@ use crate::sync::client::Client;
 use crate::sync::entries::{Entries, Known};
 use crate::sync::jwt_svids::JwtSvids;
 use crate::sync::svids::Svids;
-use crate::workload_api::{self, WorkloadApi};
+use crate::workload_api::{self, Rules, WorkloadApi};
 
 /// What an agent gets from whoever starts it.
 pub struct Surroundings {
     pub clock: Clock,
     /// Reaches the server.
     pub server: Dialer,
-    /// Brings workloads.
-    pub workloads: Incoming,
+    /// Brings workloads, where there is a public socket.
+    pub workloads: Option<Incoming>,
     /// Brings callers of the admin APIs, where there is an admin socket.
     pub admins: Option<Incoming>,
     /// What the Logger API changes.
@@ -67,8 +67,6 @@ pub enum BuildError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error(transparent)]
-    Bootstrap(#[from] BootstrapError),
-    #[error(transparent)]
     Key(#[from] KeyError),
 }
 
@@ -87,15 +85,16 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
     let storage = tokio::task::spawn_blocking(move || Storage::open(&data_dir))
         .await
         .map_err(|_| StorageError::CutOff)??;
-    let trust = bootstrap::trust(&settings, &storage, &around.clock).await?;
 
     let clock = around.clock;
-    let identity = Identity::new(settings.trust_domain.clone(), trust, clock.clone());
+    let first_trust = FirstTrust::new(&settings, storage.clone(), clock.clone());
+    let identity = Identity::new(settings.trust_domain.clone(), clock.clone())
+        .require_pq_kem(settings.experimental.require_pq_kem);
     let client = Client::new(around.server, identity.clone(), clock.clone());
     let cache = Cache::new(settings.cache.clone(), clock.clone());
     let ready = Gate::new();
     let first_sync = ready.hold("the first entries and bundles from the server");
-    let (denials, denied) = mpsc::channel(1);
+    let (tell, news) = mpsc::channel(1);
     let last_sync = LastSync::new(clock.clone());
     let attestation = WorkloadAttestation::new(settings.workload_attestors);
 
@@ -106,7 +105,10 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         keys: around.keys,
         attestor: settings.node_attestor,
         clock: clock.clone(),
-        denials: denied,
+        first_trust: first_trust.clone(),
+        rebootstrap: settings.rebootstrap,
+        last_sync: last_sync.clone(),
+        news,
     };
     let entries = Entries {
         client: client.clone(),
@@ -114,8 +116,10 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         identity: identity.clone(),
         storage,
         clock: clock.clone(),
-        interval: settings.sync_interval,
-        denials: denials.clone(),
+        interval: settings.experimental.sync_interval,
+        whole_polls: !settings.experimental.use_sync_authorized_entries,
+        first_trust,
+        news: tell.clone(),
         known: Known::default(),
         last_sync: last_sync.clone(),
     };
@@ -124,14 +128,19 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         cache: cache.clone(),
         clock: clock.clone(),
         key_type: settings.workload_key_type,
-        denials: denials.clone(),
+        news: tell.clone(),
     };
-    let jwt_svids = JwtSvids { client: client.clone(), cache: cache.clone(), denials };
+    let jwt_svids = JwtSvids { client: client.clone(), cache: cache.clone(), news: tell };
     let api = WorkloadApi {
         cache: cache.clone(),
         attestation: attestation.clone(),
         allow_unauthenticated_verifiers: settings.allow_unauthenticated_verifiers,
         allowed_foreign_jwt_claims: Arc::new(settings.allowed_foreign_jwt_claims.into_iter().collect()),
+        rules: Rules {
+            serves_workloads: !settings.disable_workload_api,
+            rate_limits: settings.experimental.rate_limits,
+            log_selectors: settings.log_selectors,
+        },
         ready: ready.clone(),
         clock: clock.clone(),
     };
@@ -145,25 +154,33 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         clock,
     };
 
-    let sockets =
-        Sockets { workloads: (around.workloads, api), admins: around.admins.map(|admins| (admins, admin)) };
+    let sockets = Sockets {
+        workloads: around.workloads.map(|workloads| (workloads, api)),
+        admins: around.admins.map(|admins| (admins, admin)),
+    };
+    let sync = Synchronised { entries, svids, jwt_svids };
     let handles = Handles { cache, identity };
-    let task = run(keeper, entries, svids, jwt_svids, sockets, client, first_sync, around.stop);
+    let task = run(keeper, sync, sockets, client, first_sync, around.stop);
     Ok(Built { handles, ready, task: Box::pin(task) })
+}
+
+/// What goes to and comes from the server.
+struct Synchronised {
+    entries: Entries,
+    svids: Svids,
+    jwt_svids: JwtSvids,
 }
 
 /// What the agent serves, and to whom.
 struct Sockets {
-    workloads: (Incoming, WorkloadApi),
+    workloads: Option<(Incoming, WorkloadApi)>,
     admins: Option<(Incoming, AdminApi)>,
 }
 
 /// The sockets are served from the start: callers are told to come back until the first sync.
 async fn run(
-    keeper: Keeper,
-    entries: Entries,
-    svids: Svids,
-    jwt_svids: JwtSvids,
+    mut keeper: Keeper,
+    sync: Synchronised,
     sockets: Sockets,
     client: Client,
     first_sync: finial_daemon::ready::Hold,
@@ -171,8 +188,9 @@ async fn run(
 ) -> Result<(), RunError> {
     let tasks = Tasks::new();
     let stopping = tasks.stop_token();
-    let (workloads, api) = sockets.workloads;
-    tasks.spawn_critical("workload_api", workload_api::serve(workloads, api, stopping.clone()));
+    if let Some((workloads, api)) = sockets.workloads {
+        tasks.spawn_critical("workload_api", workload_api::serve(workloads, api, stopping.clone()));
+    }
     if let Some((admins, api)) = sockets.admins {
         tasks.spawn_critical("admin_api", admin_api::serve(admins, api, stopping.clone()));
     }
@@ -184,9 +202,9 @@ async fn run(
             return Err(error.into());
         },
     }
-    tasks.spawn("entries", entries.run(first_sync, stopping.clone()));
-    tasks.spawn("svids", svids.run(stopping.clone()));
-    tasks.spawn("jwt_svids", jwt_svids.run(stopping.clone()));
+    tasks.spawn("entries", sync.entries.run(first_sync, stopping.clone()));
+    tasks.spawn("svids", sync.svids.run(stopping.clone()));
+    tasks.spawn("jwt_svids", sync.jwt_svids.run(stopping.clone()));
     tasks.spawn("status", async move {
         if let Err(error) = client.post_status(concat!("finial-agent ", env!("CARGO_PKG_VERSION"))).await {
             tracing::debug!(%error, "The server did not take the agent's version");

@@ -1,19 +1,27 @@
 //! What the agent keeps over a restart: its own SVID and the bundle it trusts the server by.
 //!
 //! The file is SPIRE's `agent-data.json`, so either agent can take over from the other: a JSON object whose
-//! `svid` and `bundle` are arrays of base64 of PEM certificates. Members that are not ours are kept as they are.
+//! `svid` and `bundle` are arrays of base64 of PEM certificates; three members tell how the agent is coming to believe its
+//! server. Members that are not ours are kept as they are.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use finial_daemon::argv::text;
+use finial_daemon::clock::unix_seconds;
 use finial_daemon::private_file;
 use finial_identity::bundle::document;
 use rustls_pki_types::CertificateDer;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
+/// Go's zero time.
+const NEVER: &str = "0001-01-01T00:00:00Z";
 const FILE_NAME: &str = "agent-data.json";
 
 /// Why the agent's data can't be read or written.
@@ -46,8 +54,29 @@ struct Data {
     svid: Vec<CertificateDer<'static>>,
     reattestable: bool,
     bundle: Vec<CertificateDer<'static>>,
+    trial: Trial,
     /// Members of the file that are not kept here.
     other: Map<String, Value>,
+}
+
+/// Attempts to come to believe the server: `bootstrap_use`, `bootstrap_start_time` and `connection_attempts`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Trial {
+    /// None in a new file.
+    pub purpose: Option<Purpose>,
+    /// When they began; None while the server is believed. Whole seconds are kept.
+    pub since: Option<SystemTime>,
+    /// How often the configured source of the bundle was asked.
+    pub attempts: u32,
+}
+
+/// What the bundle is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The agent has never believed a server.
+    Bootstrap,
+    /// It has, and does no longer.
+    Rebootstrap,
 }
 
 /// The agent's own SVID as it was stored.
@@ -80,6 +109,30 @@ impl Storage {
     /// The stored authorities of the own trust domain, DER; empty when nothing is stored.
     pub fn bundle(&self) -> Vec<CertificateDer<'static>> {
         self.shared.data.lock().unwrap_or_else(PoisonError::into_inner).bundle.clone()
+    }
+
+    /// The attempts to come to believe the server.
+    pub fn trial(&self) -> Trial {
+        self.shared.data.lock().unwrap_or_else(PoisonError::into_inner).trial
+    }
+
+    /// Stores them. Writes nothing when they are stored already.
+    pub async fn store_trial(&self, trial: Trial) -> Result<(), StorageError> {
+        if self.trial() == trial {
+            return Ok(());
+        }
+        self.change(move |data| data.trial = trial).await
+    }
+
+    /// Forgets SVID and bundle, so that the next start begins anew.
+    pub async fn start_over(&self, trial: Trial) -> Result<(), StorageError> {
+        self.change(move |data| {
+            data.svid = Vec::new();
+            data.reattestable = false;
+            data.bundle = Vec::new();
+            data.trial = trial;
+        })
+        .await
     }
 
     /// Stores the SVID (DER, leaf first).
@@ -131,15 +184,15 @@ fn encode(data: &Data) -> String {
     file.insert("svid".to_owned(), list(&data.svid));
     file.insert("bundle".to_owned(), list(&data.bundle));
     file.insert("reattestable".to_owned(), Value::from(data.reattestable));
-    // Go's zero time: what SPIRE writes when it has none.
-    let absent = [
-        ("bootstrap_use", json!(0)),
-        ("bootstrap_start_time", json!("0001-01-01T00:00:00Z")),
-        ("connection_attempts", json!(0)),
-    ];
-    for (name, value) in absent {
-        file.insert(name.to_owned(), value);
-    }
+    let purpose = match data.trial.purpose {
+        None => 0,
+        Some(Purpose::Bootstrap) => 1,
+        Some(Purpose::Rebootstrap) => 2,
+    };
+    let since = data.trial.since.map_or_else(|| NEVER.to_owned(), |since| text::rfc3339(unix_seconds(since)));
+    file.insert("bootstrap_use".to_owned(), Value::from(purpose));
+    file.insert("bootstrap_start_time".to_owned(), Value::from(since));
+    file.insert("connection_attempts".to_owned(), Value::from(data.trial.attempts));
     for (name, value) in &data.other {
         file.insert(name.clone(), value.clone());
     }
@@ -157,7 +210,33 @@ fn decode(bytes: &[u8]) -> Result<Data, String> {
         Some(Value::Bool(reattestable)) => reattestable,
         Some(_) => return Err("\"reattestable\" is no boolean".to_owned()),
     };
-    Ok(Data { svid, reattestable, bundle, other: file })
+    let trial = read_trial(&mut file)?;
+    Ok(Data { svid, reattestable, bundle, trial, other: file })
+}
+
+fn read_trial(file: &mut Map<String, Value>) -> Result<Trial, String> {
+    let mut number = |name: &str| match file.remove(name) {
+        None | Some(Value::Null) => Ok(0),
+        Some(value) => {
+            let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
+            number.ok_or_else(|| format!("{name:?} is no number"))
+        }
+    };
+    let purpose = match number("bootstrap_use")? {
+        1 => Some(Purpose::Bootstrap),
+        2 => Some(Purpose::Rebootstrap),
+        _ => None,
+    };
+    let attempts = number("connection_attempts")?;
+    let since = match file.remove("bootstrap_start_time") {
+        None | Some(Value::Null) => None,
+        Some(value) if value == NEVER => None,
+        Some(value) => {
+            let time = value.as_str().and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
+            Some(time.ok_or("\"bootstrap_start_time\" is no time")?.into())
+        }
+    };
+    Ok(Trial { purpose, since, attempts })
 }
 
 fn certificates(value: Option<Value>, name: &str) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -178,6 +257,10 @@ fn certificates(value: Option<Value>, name: &str) -> Result<Vec<CertificateDer<'
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use serde_json::json;
+
     use super::*;
 
     fn certificate() -> CertificateDer<'static> {
@@ -213,10 +296,45 @@ mod tests {
             r#"{"svid":null,"bundle":null,"reattestable":false,"bootstrap_use":2,"later":[1]}"#,
         )
         .unwrap();
-        Storage::open(folder.path()).unwrap().store_bundle(vec![certificate()]).await.unwrap();
+        let storage = Storage::open(folder.path()).unwrap();
+        assert_eq!(storage.trial().purpose, Some(Purpose::Rebootstrap));
+        storage.store_bundle(vec![certificate()]).await.unwrap();
         let written: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
         assert_eq!((&written["bootstrap_use"], &written["later"]), (&json!(2), &json!([1])));
         assert_eq!(written["bootstrap_start_time"], "0001-01-01T00:00:00Z");
+    }
+
+    #[tokio::test]
+    async fn attempts_are_told_as_spire_tells_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let since = UNIX_EPOCH + Duration::from_secs(1_795_300_381);
+        let trial = Trial { purpose: Some(Purpose::Bootstrap), since: Some(since), attempts: 3 };
+        let storage = Storage::open(folder.path()).unwrap();
+        assert_eq!(storage.trial(), Trial::default());
+        storage.store_trial(trial).await.unwrap();
+        let file = folder.path().join(FILE_NAME);
+        let written: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let told = json!([1, "2026-11-21T22:33:01Z", 3]);
+        assert_eq!(
+            json!([
+                written["bootstrap_use"],
+                written["bootstrap_start_time"],
+                written["connection_attempts"]
+            ]),
+            told
+        );
+        assert_eq!(Storage::open(folder.path()).unwrap().trial(), trial);
+        // Go writes fractions and the zone of the machine.
+        let other = r#"{"bootstrap_use":2,"bootstrap_start_time":"2026-11-22T00:33:01.5+02:00"}"#;
+        std::fs::write(&file, other).unwrap();
+        let read = Storage::open(folder.path()).unwrap().trial();
+        assert_eq!(read.since, Some(since + Duration::from_millis(500)));
+
+        storage.store_svid(vec![certificate()], true).await.unwrap();
+        storage.store_bundle(vec![certificate()]).await.unwrap();
+        storage.start_over(trial).await.unwrap();
+        let anew = Storage::open(folder.path()).unwrap();
+        assert!(anew.svid().is_none() && anew.bundle().is_empty());
     }
 
     #[test]

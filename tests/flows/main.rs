@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a broken fixture ends the test")]
 
+mod admin;
 mod identities;
 mod nodes;
 mod possession;
 mod rotation;
+mod trust;
 mod upstream;

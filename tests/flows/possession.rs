@@ -10,12 +10,12 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 const DAY: u64 = 24 * 3600;
 
 /// A PKI of the nodes' maker.
-struct Pki {
+pub struct Pki {
     root: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Pki {
-    fn new() -> Pki {
+    pub fn new() -> Pki {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "Maker");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -24,7 +24,7 @@ impl Pki {
     }
 
     /// A new key and certificate for the node, good for `days` from the beginning of the world.
-    fn certify(&self, folder: &Path, days: u64) {
+    pub fn certify(&self, folder: &Path, days: u64) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "machine");
@@ -36,7 +36,7 @@ impl Pki {
         std::fs::write(folder.join("node.key"), key.serialize_pem()).unwrap();
     }
 
-    fn shape(&self, folder: &Path) -> Shape {
+    pub fn shape(&self, folder: &Path) -> Shape {
         std::fs::write(folder.join("maker.pem"), self.root.pem()).unwrap();
         let file = |name: &str| folder.join(name).display().to_string();
         Shape {
@@ -66,7 +66,7 @@ impl Pki {
     }
 }
 
-const NODE: &str = "spire/agent/x509pop/machine";
+pub const NODE: &str = "spire/agent/x509pop/machine";
 
 #[tokio::test(start_paused = true)]
 async fn a_node_attests_again_for_as_long_as_it_lives() {
@@ -109,6 +109,22 @@ async fn an_evicted_node_comes_back_by_itself() {
     assert_eq!(before.id, after.id);
     assert_ne!(before.x509svid_serial_number, after.x509svid_serial_number);
     assert_eq!(node.me().fetch(&world.clock).await.names(), ["web"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_evicted_while_it_was_down_ends_and_attests_at_the_next_start() {
+    let world = Pki::new().world(30).await;
+    let node = world.start_node("node", None).await.unwrap();
+    node.synced().await;
+    node.stop().await;
+    let id = world.attested().await.remove(0).id;
+    world.agents().delete_agent(DeleteAgentRequest { id }).await.unwrap();
+    let node = world.start_node("node", None).await.unwrap();
+    let end = node.end().await;
+    assert!(end.contains("its SVID was deleted: start it again to attest anew"), "{end}");
+    let node = world.start_node("node", None).await.unwrap();
+    node.synced().await;
+    assert_eq!(world.attested().await.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

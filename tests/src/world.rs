@@ -14,6 +14,7 @@ use finial_daemon::dial::{self, Dialer};
 use finial_daemon::listen::peer::LocalPeer;
 use finial_daemon::settings;
 use finial_daemon::telemetry::{LogHandle, LogLevel};
+use finial_identity::bundle::document::certificate_pem;
 use finial_identity::x509_svid::{X509Svid, split_concatenated};
 use finial_identity::{TrustDomain, peer};
 use finial_proto::spire::api::server::{agent, bundle, entry, svid};
@@ -45,6 +46,8 @@ pub struct Shape {
     pub agent: String,
     /// The agent's `NodeAttestor` block.
     pub node_attestor: String,
+    /// How agents come to believe the server; BUNDLE is the file that [`World::write_bundle`] writes.
+    pub bootstrap: String,
     /// `plugin_data` of the agent's `unix` attestor.
     pub unix: String,
 }
@@ -56,6 +59,7 @@ impl Default for Shape {
             server_plugins: String::new(),
             agent: String::new(),
             node_attestor: "NodeAttestor \"join_token\" { plugin_data {} }".to_owned(),
+            bootstrap: "insecure_bootstrap = true".to_owned(),
             // No digests: the program that runs the tests is large.
             unix: "discover_workload_path = true\nworkload_size_limit = -1".to_owned(),
         }
@@ -178,6 +182,31 @@ impl World {
         server.task.await.unwrap().unwrap();
     }
 
+    /// Writes the server's bundle to a file for agents to believe it by.
+    pub async fn write_bundle(&self) {
+        let bundle = self.bundles().get_bundle(bundle::v1::GetBundleRequest::default()).await;
+        let authorities = bundle.unwrap().into_inner().x509_authorities;
+        let pem = authorities.iter().map(|authority| certificate_pem(&authority.asn1)).collect::<String>();
+        std::fs::write(self.bundle_file(), pem).unwrap();
+    }
+
+    fn bundle_file(&self) -> PathBuf {
+        self.folder.path().join("bundle.pem")
+    }
+
+    /// Another server of the same name takes the place of the running one: nothing is left of its keys and its data.
+    pub async fn replace_server(&mut self) {
+        self.stop_server().await;
+        for entry in std::fs::read_dir(self.folder.path()).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            if name.starts_with("datastore.") || name == "keys.json" {
+                std::fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        self.start_server().await;
+    }
+
     /// The parts of the running server.
     pub fn server(&self) -> &finial_server::build::Handles {
         &self.server.as_ref().expect("a server runs").handles
@@ -242,7 +271,7 @@ impl World {
         let around = finial_agent::build::Surroundings {
             clock: self.clock.clone(),
             server: self.network(),
-            workloads: socket.listen(),
+            workloads: Some(socket.listen()),
             admins: Some(admin.listen()),
             log: LogHandle::detached(LogLevel::Info),
             keys: Choice::Disk { directory: folder.clone() }
@@ -342,7 +371,8 @@ plugins {{
 
     fn agent_configuration(&self, folder: &Path, token: Option<&str>) -> String {
         let folder = folder.display();
-        let Shape { agent, unix, node_attestor, .. } = &self.shape;
+        let Shape { agent, unix, bootstrap, node_attestor, .. } = &self.shape;
+        let bootstrap = bootstrap.replace("BUNDLE", &self.bundle_file().display().to_string());
         let token = token.map(|token| format!("join_token = {token:?}")).unwrap_or_default();
         format!(
             r#"
@@ -351,7 +381,7 @@ agent {{
     server_address = "localhost"
     server_port = 8081
     data_dir = "{folder}"
-    insecure_bootstrap = true
+    {bootstrap}
     {token}
     {agent}
 }}

@@ -61,7 +61,8 @@ impl Running {
         let cache = Cache::new(CacheSettings::default(), clock());
         let authority = Authority::new(TRUST_DOMAIN, "first");
         let trust_domain = TrustDomain::parse(TRUST_DOMAIN).unwrap();
-        let identity = Identity::new(trust_domain, Trust::Bundle(authority.bundle()), clock());
+        let identity = Identity::new(trust_domain, clock());
+        identity.set_trust(Trust::Bundle(authority.bundle()));
         let last_sync = LastSync::new(clock());
         let api = AdminApi {
             cache: cache.clone(),

@@ -49,7 +49,7 @@ pub async fn prove(
         return Err(AttestError::ForeignKey);
     }
     if matches!(identity.trust(), Trust::FirstMet) {
-        identity.set_bundle(server.bundle().await?.into());
+        identity.set_trust(Trust::Bundle(server.bundle().await?.into()));
     }
     Ok(proved)
 }

@@ -162,9 +162,17 @@ async fn start(
         "Starting agent"
     );
     let keys = settings.key_manager.open().await?;
-    let path = settings.socket_path.clone();
-    let workloads = listen::unix(&path, PUBLIC_SOCKET);
-    let workloads = workloads.map_err(|source| ProgramError::Listen { path: path.clone(), source })?;
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    let socket_path = settings.socket_path.clone();
+    let workloads = match &socket_path {
+        Some(path) => {
+            let workloads = listen::unix(path, PUBLIC_SOCKET);
+            Some(workloads.map_err(|source| ProgramError::Listen { path: path.clone(), source })?)
+        }
+        None => None,
+    };
     let admins = match &settings.admin_socket_path {
         Some(path) => {
             let admins = listen::unix(path, ADMIN_SOCKET);
@@ -175,8 +183,17 @@ async fn start(
         None => None,
     };
     let server = Dialer::tcp(settings.server_address.clone(), settings.server_port);
+    let apis = if settings.disable_workload_api { "no APIs" } else { "Workload API" };
     let built = build(settings, Surroundings { clock, server, workloads, admins, log, keys, stop }).await?;
-    let address = path.display();
-    tracing::info!(%address, network = "unix", subsystem_name = "endpoints", "Starting agent APIs");
+    match socket_path {
+        Some(path) => {
+            let address = path.display();
+            tracing::info!(%address, network = "unix", apis, subsystem_name = "endpoints", "Starting agent APIs");
+        }
+        None => tracing::info!(
+            apis = "Workload and SDS APIs",
+            "Skipping agent APIs because public endpoint is disabled"
+        ),
+    }
     Ok(built)
 }

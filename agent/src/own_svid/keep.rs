@@ -15,8 +15,10 @@ use tonic::Code;
 
 use super::{Identity, OwnSvid, Trust};
 use crate::attest::node::{self, AttestError};
+use crate::bootstrap::{BootstrapError, FirstTrust};
 use crate::plugins::node_attestor::{NodeAttestor, NodeAttestorFault};
 use crate::storage::{Storage, StorageError};
+use crate::sync::LastSync;
 use crate::sync::client::{CallError, Client, Denial};
 
 /// The two places a key can be in: while one is in use, the other is made.
@@ -27,6 +29,42 @@ const KEY_TYPE: KeyType = KeyType::EcP256;
 /// Waits while the server can't be reached.
 const FIRST_WAIT: Duration = Duration::from_secs(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// How long an agent that has not been in step with its server yet puts up with one whom it does not believe, or with a
+/// first bundle that does not come.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The same where rebootstrapping is on, which waits for the server to come back as another one.
+const LONG_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
+const NOT_ALLOWED: &str = "you have requested rebootstrap support but the NodeAttestor plugin or the spire server \
+                           configuration is not allowing it";
+
+/// `rebootstrap_mode`: what to do when the server is no longer believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RebootstrapMode {
+    /// End.
+    Never,
+    /// Start anew, if this node can attest again.
+    Auto,
+    /// Start anew, and do not run where this node could not attest again.
+    Always,
+}
+
+/// `rebootstrap_mode` and `rebootstrap_delay`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rebootstrap {
+    pub mode: RebootstrapMode,
+    /// How long the server must have been another one.
+    pub delay: Duration,
+}
+
+/// What a call to the server brought to light.
+pub enum News {
+    /// What the server thinks of this agent.
+    Denied(Denial),
+    /// The server is not believed, with the reason.
+    NotBelieved(String),
+}
 
 /// Why the agent can't go on.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +84,22 @@ pub enum KeepError {
     )]
     Banned,
     #[error(
+        "the server refuses this agent because {reason}; its SVID was deleted: start it again to attest anew"
+    )]
+    StartAgain { reason: &'static str },
+    #[error(
+        "failed to sync with SPIRE Server: {0}; if the server's authorities were replaced on purpose, remove data_dir/agent-data.json and renew the trust bundle, or set rebootstrap_mode"
+    )]
+    NotBelieved(String),
+    #[error("Agent needs to rebootstrap. shutting down: its SVID and bundle were deleted; start it again")]
+    Rebootstraps,
+    #[error(
+        "{NOT_ALLOWED}; set rebootstrap_mode to auto or never, or use a node attestor that can attest again"
+    )]
+    RebootstrapNotAllowed,
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    #[error(
         "the agent's own SVID has expired and could not be renewed; start it with a new join token when the server can be reached"
     )]
     Expired,
@@ -59,29 +113,51 @@ pub struct Keeper {
     pub keys: Arc<dyn KeyManager>,
     pub attestor: Arc<dyn NodeAttestor>,
     pub clock: Clock,
-    /// What the server said of this agent to whoever called it.
-    pub denials: mpsc::Receiver<Denial>,
+    pub first_trust: FirstTrust,
+    pub rebootstrap: Rebootstrap,
+    pub last_sync: LastSync,
+    /// What others heard who called the server.
+    pub news: mpsc::Receiver<News>,
+}
+
+impl News {
+    /// What the error says beyond that one call.
+    pub fn of(error: &CallError) -> Option<News> {
+        if error.is_unknown_authority() {
+            return Some(News::NotBelieved(error.to_string()));
+        }
+        error.denial().map(News::Denied)
+    }
 }
 
 impl Keeper {
-    /// Takes the stored SVID into use, or attests. Waits for a server that can't be reached.
-    pub async fn start(&self) -> Result<(), KeepError> {
-        if let Some(own) = self.stored().await? {
-            tracing::info!(spiffe_id = %own.svid.id(), "SVID loaded; this node is attested already");
-            self.identity.set_own(own);
-            return Ok(());
+    /// Finds out whom to believe, and takes the stored SVID into use or attests. Waits for a server that can't be reached.
+    pub async fn start(&mut self) -> Result<(), KeepError> {
+        if let Some(stored) = self.storage.svid() {
+            self.allow_rebootstrap(stored.reattestable)?;
         }
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        let started = self.clock.monotonic();
         loop {
-            match self.attest().await {
-                Ok(()) => return Ok(()),
-                Err(error) if is_passing(&error) => {
-                    let wait = backoff.next();
-                    tracing::warn!(%error, retry_interval = ?wait, "Failed to attest; trying again");
-                    self.clock.sleep(wait).await;
-                }
+            let error = match self.begin().await {
+                Ok(reattestable) => return self.allow_rebootstrap(reattestable),
+                Err(error) if is_passing(&error) => error,
                 Err(error) => return Err(error),
+            };
+            let not_believed = is_unknown_authority(&error);
+            if not_believed && self.first_trust.is_first() {
+                tracing::info!("Trust Bundle and Server don't agree, bootstrapping again");
+            } else if not_believed && self.rebootstraps() && self.is_time_to_rebootstrap().await? {
+                self.first_trust.forget_bundle().await?;
             }
+            let patience = if self.rebootstraps() { LONG_PATIENCE } else { PATIENCE };
+            let waits_for_server = !not_believed && !matches!(error, KeepError::Bootstrap(_));
+            if !waits_for_server && self.clock.monotonic().saturating_sub(started) >= patience {
+                return Err(error);
+            }
+            let wait = backoff.next();
+            tracing::warn!(%error, retry_interval = ?wait, "Failed to retrieve attestation result");
+            self.clock.sleep(wait).await;
         }
     }
 
@@ -90,22 +166,35 @@ impl Keeper {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut trust = self.identity.trust_changes();
         let mut due_at = self.due_at();
+        let started = self.clock.monotonic();
         loop {
-            let denial = tokio::select! {
+            let news = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                denial = self.denials.recv() => denial,
+                news = self.news.recv() => news,
                 () = self.clock.sleep_until(due_at) => None,
                 _ = trust.changed() => {
                     if !self.identity.is_tainted(self.clock.now()) {
                         continue;
                     }
-                    tracing::info!("The authority of the agent's own SVID was tainted; renewing it");
+                    tracing::info!("Agent SVID is tainted by a root authority, forcing rotation");
                     None
                 }
             };
-            let was_denied = denial.is_some();
-            let done = match denial {
-                Some(denial) => self.act_on(denial).await,
+            let was_denied = news.is_some();
+            let done = match news {
+                Some(News::Denied(denial)) => self.act_on(denial).await,
+                Some(News::NotBelieved(text)) => {
+                    let is_new = self.last_sync.success().is_none();
+                    let is_patient = is_new && self.clock.monotonic().saturating_sub(started) < PATIENCE;
+                    if !self.rebootstraps() && !is_patient {
+                        return Err(KeepError::NotBelieved(text));
+                    }
+                    if self.rebootstraps() && self.is_time_to_rebootstrap().await? {
+                        self.first_trust.start_over().await?;
+                        return Err(KeepError::Rebootstraps);
+                    }
+                    continue;
+                }
                 None => self.rotate().await,
             };
             match done {
@@ -120,6 +209,53 @@ impl Keeper {
                     due_at = self.clock.now() + wait;
                 }
                 Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// One attempt to start; says whether this node can attest again.
+    async fn begin(&self) -> Result<bool, KeepError> {
+        self.identity.set_trust(self.first_trust.get().await?);
+        if let Some(own) = self.stored().await? {
+            tracing::info!(spiffe_id = %own.svid.id(), "SVID loaded; this node is attested already");
+            self.identity.set_own(own);
+        } else {
+            self.attest().await?;
+            // With a stored SVID the server has not been met yet.
+            self.first_trust.succeeded().await?;
+        }
+        Ok(self.identity.own().is_some_and(|own| own.reattestable))
+    }
+
+    fn rebootstraps(&self) -> bool {
+        self.rebootstrap.mode != RebootstrapMode::Never
+    }
+
+    /// Rebootstrapping ends with an attestation, so a node that can't attest again is not left without an identity.
+    fn allow_rebootstrap(&mut self, reattestable: bool) -> Result<(), KeepError> {
+        match self.rebootstrap.mode {
+            RebootstrapMode::Always if !reattestable => Err(KeepError::RebootstrapNotAllowed),
+            RebootstrapMode::Auto if !reattestable => {
+                tracing::warn!("{NOT_ALLOWED}. Disabling");
+                self.rebootstrap.mode = RebootstrapMode::Never;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the server has been another one for long enough.
+    async fn is_time_to_rebootstrap(&self) -> Result<bool, KeepError> {
+        let since = self.first_trust.failing_since().await?;
+        let waited = self.clock.now().duration_since(since).unwrap_or_default();
+        match self.rebootstrap.delay.checked_sub(waited).filter(|left| !left.is_zero()) {
+            Some(left) => {
+                tracing::info!(time_left = ?left, "Trust Bundle and Server don't agree, ignoring for now");
+                Ok(false)
+            }
+            None => {
+                tracing::warn!("Trust Bundle and Server don't agree, rebootstrapping");
+                Ok(true)
             }
         }
     }
@@ -184,20 +320,27 @@ impl Keeper {
     }
 
     async fn act_on(&self, denial: Denial) -> Result<(), KeepError> {
-        match denial {
+        let reason = match denial {
             Denial::Banned => {
+                tracing::warn!("Agent is banned: removing SVID and shutting down");
                 self.storage.delete_svid().await?;
-                Err(KeepError::Banned)
+                return Err(KeepError::Banned);
             }
-            Denial::MustAttest(reason) => {
-                if self.identity.own().is_some_and(|own| own.reattestable) {
-                    tracing::warn!(reason, "The server refuses this agent's SVID; attesting again");
-                    return self.attest().await;
-                }
+            Denial::MustAttest(reason) => reason,
+        };
+        let reattestable = self.identity.own().is_some_and(|own| own.reattestable);
+        if reattestable && self.last_sync.success().is_some() {
+            tracing::warn!(reason, "Agent needs to re-attest; will attempt to re-attest");
+            let attested = self.attest().await;
+            if attested.as_ref().is_err_and(|error| !is_passing(error)) {
+                tracing::error!("Agent failed re-attestation; removing SVID and shutting down");
                 self.storage.delete_svid().await?;
-                Err(KeepError::LockedOut { reason })
             }
+            return attested;
         }
+        tracing::error!(reason, "Agent needs to re-attest: removing SVID and shutting down");
+        self.storage.delete_svid().await?;
+        Err(if reattestable { KeepError::StartAgain { reason } } else { KeepError::LockedOut { reason } })
     }
 
     /// Stores, then uses. The server accepts the old SVID until it first sees the new one, so nothing is lost when
@@ -253,6 +396,10 @@ impl Keeper {
     }
 }
 
+fn is_unknown_authority(error: &KeepError) -> bool {
+    matches!(error, KeepError::NotProved(AttestError::Call(call)) if call.is_unknown_authority())
+}
+
 /// Whether trying again may help: the server can't be reached or can't serve now, or the disk is full.
 fn is_passing(error: &KeepError) -> bool {
     match error {
@@ -265,8 +412,14 @@ fn is_passing(error: &KeepError) -> bool {
         },
         KeepError::NotProved(AttestError::Attestor(NodeAttestorFault::NotReady { .. })) => true,
         KeepError::NotProved(AttestError::Key(_)) | KeepError::Storage(_) | KeepError::Key(_) => true,
-        KeepError::NotProved(_) | KeepError::LockedOut { .. } | KeepError::Banned | KeepError::Expired => {
-            false
-        }
+        KeepError::Bootstrap(_) => true,
+        KeepError::NotProved(_)
+        | KeepError::LockedOut { .. }
+        | KeepError::Banned
+        | KeepError::StartAgain { .. }
+        | KeepError::NotBelieved(_)
+        | KeepError::Rebootstraps
+        | KeepError::RebootstrapNotAllowed
+        | KeepError::Expired => false,
     }
 }

@@ -43,13 +43,20 @@ pub struct Identity {
     clock: Clock,
     own: Arc<watch::Sender<Option<Arc<OwnSvid>>>>,
     trust: Arc<watch::Sender<Trust>>,
+    require_pq_kem: bool,
 }
 
 impl Identity {
-    /// An agent without an SVID yet.
-    pub fn new(trust_domain: TrustDomain, trust: Trust, clock: Clock) -> Identity {
-        let (own, trust) = (Arc::new(watch::Sender::new(None)), Arc::new(watch::Sender::new(trust)));
-        Identity { trust_domain, clock, own, trust }
+    /// An agent without an SVID yet, that believes nobody.
+    pub fn new(trust_domain: TrustDomain, clock: Clock) -> Identity {
+        let nobody = Trust::Bundle(Arc::new(Bundle::new(trust_domain.clone())));
+        let (own, trust) = (Arc::new(watch::Sender::new(None)), Arc::new(watch::Sender::new(nobody)));
+        Identity { trust_domain, clock, own, trust, require_pq_kem: false }
+    }
+
+    /// Whether servers must exchange keys in a way that withstands quantum computers.
+    pub fn require_pq_kem(self, require_pq_kem: bool) -> Identity {
+        Identity { require_pq_kem, ..self }
     }
 
     pub fn trust_domain(&self) -> &TrustDomain {
@@ -76,9 +83,9 @@ impl Identity {
         self.trust.subscribe()
     }
 
-    /// Believes servers by this bundle from now on.
-    pub fn set_bundle(&self, bundle: Arc<Bundle>) {
-        self.trust.send_replace(Trust::Bundle(bundle));
+    /// Believes servers by this from now on.
+    pub fn set_trust(&self, trust: Trust) {
+        self.trust.send_replace(trust);
     }
 
     /// Whether an authority that is tainted vouches for the SVID in use: then it is to be replaced at once.

@@ -6,19 +6,31 @@ use finial_daemon::keys::rustls_key;
 use finial_identity::x509_svid::leaf_id;
 use finial_identity::{SpiffeId, peer};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1MLKEM768, X25519MLKEM768};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme, SupportedProtocolVersion};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{Identity, OwnSvid, Trust};
 
-/// TLS 1.2 or later, ALPN h2, X25519MLKEM768 offered first. No resumption: each connection verifies anew.
+/// Hybrid key exchanges are for TLS 1.3.
+const HYBRID_VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13];
+
+/// TLS 1.2 or later, ALPN h2, X25519MLKEM768 offered first. With `require_pq_kem` TLS 1.3 and hybrid post-quantum key
+/// exchanges only. No resumption: each connection verifies anew.
 pub(super) fn client_config(identity: &Identity, own: Option<Arc<OwnSvid>>) -> Arc<ClientConfig> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut provider = aws_lc_rs::default_provider();
+    let mut versions: &[_] = rustls::ALL_VERSIONS;
+    if identity.require_pq_kem {
+        provider.kx_groups = vec![X25519MLKEM768, SECP256R1MLKEM768];
+        versions = HYBRID_VERSIONS;
+    }
+    let provider = Arc::new(provider);
     let verifier = Arc::new(ServerVerifier { identity: identity.clone(), provider: provider.clone() });
     let builder = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(rustls::ALL_VERSIONS)
+        .with_protocol_versions(versions)
         // The provider is aws-lc-rs itself, which has suites for both versions.
         .unwrap_or_else(|error| unreachable!("TLS 1.2 and 1.3 are supported: {error}"))
         .dangerous()

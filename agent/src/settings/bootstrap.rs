@@ -1,5 +1,6 @@
 //! Where the first bundle comes from.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use finial_daemon::settings::Section;
@@ -13,8 +14,17 @@ pub enum Bootstrap {
     File { path: PathBuf, format: BundleFormat },
     /// `trust_bundle_url`, by web PKI, or over `trust_bundle_unix_socket`.
     Url { url: String, unix_socket: Option<PathBuf>, format: BundleFormat },
+    /// `trust_bundle_spiffe_workload_api`: another agent, as in nested trust domains.
+    WorkloadApi { address: String, endpoint: Endpoint },
     /// `insecure_bootstrap`.
     FirstMet,
+}
+
+/// Where a Workload API is, by its address (SPIFFE Workload Endpoint §4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
 }
 
 /// `trust_bundle_format`.
@@ -48,24 +58,68 @@ pub(super) fn read(
         agent.string("trust_bundle_unix_socket").filter(|path| !path.is_empty()).map(PathBuf::from);
     let insecure = agent.bool("insecure_bootstrap").unwrap_or(false) || flags.insecure_bootstrap;
 
-    let sources = usize::from(path.is_some()) + usize::from(url.is_some()) + usize::from(insecure);
-    if sources > 1 {
-        agent.problem_here(
-            "only one of insecure_bootstrap, trust_bundle_url and trust_bundle_path can be specified",
+    let workload_api = text(&None, "trust_bundle_spiffe_workload_api");
+
+    let sources = [
+        ("insecure_bootstrap", insecure),
+        ("trust_bundle_url", url.is_some()),
+        ("trust_bundle_path", path.is_some()),
+        ("trust_bundle_spiffe_workload_api", workload_api.is_some()),
+    ];
+    let given: Vec<&str> = sources.iter().filter(|(_, given)| *given).map(|(key, _)| *key).collect();
+    if given.len() > 1 {
+        agent.problem_here(format!("only one of {} can be specified", given.join(" and ")));
+    }
+    if unix_socket.is_some() && url.is_none() {
+        agent.problem(
+            "trust_bundle_unix_socket",
+            if workload_api.is_some() {
+                "trust_bundle_unix_socket can not be used with trust_bundle_spiffe_workload_api"
+            } else {
+                "if trust_bundle_unix_socket is specified, so must be trust_bundle_url"
+            },
         );
     }
-    match (path, url) {
-        (Some(path), _) => Bootstrap::File { path, format },
-        (None, Some(url)) => {
+    match (path, url, workload_api) {
+        (Some(path), ..) => Bootstrap::File { path, format },
+        (None, Some(url), _) => {
             check_url(agent, &url, unix_socket.as_deref());
             Bootstrap::Url { url, unix_socket, format }
         }
-        (None, None) => {
-            if sources == 0 {
-                agent.problem_here("trust_bundle_path or trust_bundle_url must be configured unless insecure_bootstrap is set");
+        (None, None, Some(address)) => match endpoint(&address) {
+            Ok(endpoint) => Bootstrap::WorkloadApi { address, endpoint },
+            Err(problem) => {
+                agent.problem(
+                    "trust_bundle_spiffe_workload_api",
+                    format_args!(
+                        "{address:?} is not a valid SPIFFE Workload API endpoint address: {problem}"
+                    ),
+                );
+                Bootstrap::FirstMet
+            }
+        },
+        (None, None, None) => {
+            if !insecure {
+                agent.problem_here(
+                    "trust_bundle_path, trust_bundle_url, or trust_bundle_spiffe_workload_api must be configured unless insecure_bootstrap is set",
+                );
             }
             Bootstrap::FirstMet
         }
+    }
+}
+
+/// `unix:///path` or `tcp://ADDRESS:PORT`.
+fn endpoint(address: &str) -> Result<Endpoint, &'static str> {
+    if let Some(path) = address.strip_prefix("unix://") {
+        return match path.strip_prefix('/') {
+            Some(rest) if !rest.is_empty() && !path.contains(['?', '#']) => Ok(Endpoint::Unix(path.into())),
+            _ => Err("a unix address is unix:// and an absolute path, and nothing behind it"),
+        };
+    }
+    match address.strip_prefix("tcp://") {
+        Some(socket) => socket.parse().map(Endpoint::Tcp).map_err(|_| "a tcp address is tcp://IP:PORT"),
+        None => Err("it must begin with unix:// or tcp://"),
     }
 }
 

@@ -4,6 +4,7 @@
 //! value that is empty, 0 or false counts as not given, as in SPIRE.
 
 mod bootstrap;
+mod experimental;
 mod unbuilt;
 
 use std::collections::BTreeSet;
@@ -18,23 +19,23 @@ use finial_daemon::settings::{Block, GoDuration, Section, SettingsError, load};
 use finial_daemon::telemetry::{LogFormat, LogLevel, TelemetrySettings};
 use finial_identity::{SpiffeId, TrustDomain, lifetime};
 
-pub use bootstrap::{Bootstrap, BundleFormat};
+pub use bootstrap::{Bootstrap, BundleFormat, Endpoint};
+pub use experimental::Experimental;
 
-use crate::cache::{CacheSettings, DEFAULT_JWT_HIT_TIMEOUT};
+use crate::cache::CacheSettings;
+use crate::own_svid::keep::{Rebootstrap, RebootstrapMode};
 use crate::plugins::key_manager::{self, Choice};
-use crate::plugins::node_attestor::{self, Given, NodeAttestor};
+use crate::plugins::node_attestor::{self, Given, JoinToken, NodeAttestor};
 use crate::plugins::workload_attestor::{self, WorkloadAttestor};
-use crate::sync::cadence::SYNC_INTERVAL;
 
 /// Where the agent serves workloads unless told otherwise.
 pub const DEFAULT_SOCKET_PATH: &str = "/tmp/spire-agent/public/api.sock";
 /// Where the command line looks for the admin APIs. The agent serves them only where `admin_socket_path` says.
 pub const DEFAULT_ADMIN_SOCKET_PATH: &str = "/tmp/spire-agent/private/admin.sock";
+/// `rebootstrap_delay`
+const DEFAULT_REBOOTSTRAP_DELAY: Duration = Duration::from_secs(600);
 /// What `run` and `validate` read unless told otherwise.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/agent/agent.conf";
-
-/// The least for `experimental.jwt_svid_cache_hit_timeout`.
-const SHORTEST_JWT_HIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The flags of `run` and `validate`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -93,13 +94,13 @@ pub struct Flags {
     /// Give bundles to processes without an identity too
     #[arg(long = "allowUnauthenticatedVerifiers")]
     pub allow_unauthenticated_verifiers: bool,
-    /// What to do when the server is no longer believed. Only "never" is built
+    /// What to do when the server is no longer believed: never, auto or always start anew
     #[arg(long = "rebootstrapMode")]
     pub rebootstrap_mode: Option<String>,
-    /// How long to wait before that. Not built
+    /// How long the server must have been another one before that; 10m without it
     #[arg(long = "rebootstrapDelay")]
     pub rebootstrap_delay: Option<String>,
-    /// Serve no Workload API. Not built: there is nothing else to serve yet
+    /// Serve no Workload API
     #[arg(long = "disableWorkloadAPI")]
     pub disable_workload_api: bool,
     /// Serve no Envoy SDS API. It is not served anyway
@@ -114,7 +115,9 @@ pub struct Settings {
     pub server_address: String,
     pub server_port: u16,
     pub data_dir: PathBuf,
-    pub socket_path: PathBuf,
+    /// The public socket; None when both of its APIs are disabled.
+    pub socket_path: Option<PathBuf>,
+    pub disable_workload_api: bool,
     /// Where the admin APIs are served, if they are.
     pub admin_socket_path: Option<PathBuf>,
     /// Who may use the Delegated Identity API.
@@ -128,8 +131,13 @@ pub struct Settings {
     pub allow_unauthenticated_verifiers: bool,
     /// Claims of tokens of other trust domains that the Workload API tells beside `sub`, `exp` and `aud`.
     pub allowed_foreign_jwt_claims: Vec<String>,
-    pub sync_interval: Duration,
+    /// Beginnings of selectors that may be logged.
+    pub log_selectors: Vec<String>,
+    pub rebootstrap: Rebootstrap,
+    pub experimental: Experimental,
     pub telemetry: TelemetrySettings,
+    /// What the operator should know, for the log.
+    pub warnings: Vec<String>,
 }
 
 /// Why there are no settings.
@@ -137,8 +145,6 @@ pub struct Settings {
 pub enum RefusedSettings {
     #[error("could not find config file {}: please use the -config flag", .0.display())]
     NoFile(PathBuf),
-    #[error("the flag -{0} is refused: {1}")]
-    FlagNotBuilt(&'static str, &'static str),
     #[error(transparent)]
     File(#[from] SettingsError),
     #[error(transparent)]
@@ -159,6 +165,8 @@ pub enum RefusedSettings {
     UnknownKind(String),
     #[error("trust_domain must be configured")]
     NoTrustDomain,
+    #[error("join token file is empty: {}; check join_token_file", .0.display())]
+    EmptyToken(PathBuf),
     #[error("cannot read the join token from {}: {source}; check join_token_file", path.display())]
     TokenFile { path: PathBuf, source: std::io::Error },
 }
@@ -179,7 +187,6 @@ impl Settings {
 
     /// Reads the file's top block and the command line. Blocking: token and plugin files are read.
     pub fn read(file: &Block, flags: &Flags) -> Result<Settings, RefusedSettings> {
-        unbuilt::flags(flags)?;
         let top = Section::new(file);
         unbuilt::top(&top);
         // Read by plugin_stanzas; asking for it makes it known.
@@ -200,7 +207,8 @@ struct AgentBlock {
     server_address: String,
     server_port: u16,
     data_dir: PathBuf,
-    socket_path: PathBuf,
+    socket_path: Option<PathBuf>,
+    disable_workload_api: bool,
     admin_socket_path: Option<PathBuf>,
     authorized_delegates: BTreeSet<SpiffeId>,
     bootstrap: Bootstrap,
@@ -210,14 +218,18 @@ struct AgentBlock {
     workload_key_type: KeyType,
     allow_unauthenticated_verifiers: bool,
     allowed_foreign_jwt_claims: Vec<String>,
-    sync_interval: Duration,
+    log_selectors: Vec<String>,
+    rebootstrap: Rebootstrap,
+    experimental: Experimental,
     telemetry: TelemetrySettings,
+    warnings: Vec<String>,
 }
 
 impl AgentBlock {
     fn join_token(&self) -> Result<Option<String>, RefusedSettings> {
         let Some(path) = &self.join_token_file else { return Ok(self.join_token.clone()) };
         match std::fs::read_to_string(path) {
+            Ok(token) if token.trim().is_empty() => Err(RefusedSettings::EmptyToken(path.clone())),
             Ok(token) => Ok(Some(token.trim().to_owned())),
             Err(source) => Err(RefusedSettings::TokenFile { path: path.clone(), source }),
         }
@@ -243,7 +255,11 @@ impl AgentBlock {
             ref other => Err(RefusedSettings::Count { kind, found: other.len(), wanted: "exactly one" }),
         };
         let key_manager = key_manager::load(exactly_one("KeyManager")?)?;
-        let node_attestor = node_attestor::load(exactly_one("NodeAttestor")?, given)?;
+        let mut node_attestor = node_attestor::load(exactly_one("NodeAttestor")?, given)?;
+        if given.join_token.is_some() {
+            // As in SPIRE: whoever has a token attests by it, whatever else is configured.
+            node_attestor = Arc::new(JoinToken::new(given.join_token.clone()));
+        }
         let mut workload_attestors = Vec::new();
         for stanza in of_kind("WorkloadAttestor") {
             workload_attestors.push((stanza.name.clone(), workload_attestor::load(stanza)?));
@@ -261,6 +277,7 @@ impl AgentBlock {
             server_port: self.server_port,
             data_dir: self.data_dir,
             socket_path: self.socket_path,
+            disable_workload_api: self.disable_workload_api,
             admin_socket_path: self.admin_socket_path,
             authorized_delegates: self.authorized_delegates,
             bootstrap: self.bootstrap,
@@ -271,43 +288,19 @@ impl AgentBlock {
             workload_key_type: self.workload_key_type,
             allow_unauthenticated_verifiers: self.allow_unauthenticated_verifiers,
             allowed_foreign_jwt_claims: self.allowed_foreign_jwt_claims,
-            sync_interval: self.sync_interval,
+            log_selectors: self.log_selectors,
+            rebootstrap: self.rebootstrap,
+            experimental: self.experimental,
             telemetry: self.telemetry,
+            warnings: self.warnings,
         })
     }
 }
 
 fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
     unbuilt::agent(agent);
-    let experimental = agent.block("experimental");
-    let mut sync_interval = SYNC_INTERVAL;
-    let mut jwt_hit_timeout = DEFAULT_JWT_HIT_TIMEOUT;
-    if let Some(experimental) = &experimental {
-        unbuilt::experimental(experimental);
-        if let Some(interval) = experimental.duration("sync_interval").filter(|interval| !interval.is_zero())
-        {
-            sync_interval = interval;
-        }
-        if let Some(timeout) = experimental.duration("jwt_svid_cache_hit_timeout") {
-            jwt_hit_timeout = timeout;
-            let text = GoDuration(timeout);
-            let fault = match timeout {
-                timeout if timeout < SHORTEST_JWT_HIT_TIMEOUT => Some("greater than 5s"),
-                timeout if timeout >= DEFAULT_JWT_HIT_TIMEOUT => Some("less than 30s"),
-                _ => None,
-            };
-            if let Some(bound) = fault {
-                let text = format_args!("jwt_svid_cache_hit_timeout ({text}) must be {bound}").to_string();
-                experimental.problem("jwt_svid_cache_hit_timeout", text);
-            }
-        }
-        if experimental.bool("use_sync_authorized_entries") == Some(false) {
-            experimental.problem(
-                "use_sync_authorized_entries",
-                "the full poll alone is not built; leave the key out",
-            );
-        }
-    }
+    let mut warnings = Vec::new();
+    let experimental = experimental::read(agent, &mut warnings);
 
     // The key is read even when the flag counts: what nobody reads is refused as unknown.
     let text = |flag: &Option<String>, key: &str| {
@@ -341,11 +334,14 @@ fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
         0
     });
     let data_dir = PathBuf::from(text(&flags.data_dir, "data_dir").unwrap_or_else(|| ".".to_owned()));
-    let socket_path = PathBuf::from(
-        text(&flags.socket_path, "socket_path").unwrap_or_else(|| DEFAULT_SOCKET_PATH.to_owned()),
-    );
+    let switch = |flag: bool, key: &str| agent.bool(key).unwrap_or(false) || flag;
+    let disable_workload_api = switch(flags.disable_workload_api, "disable_workload_api");
+    let disable_sds_api = switch(flags.disable_sds_api, "disable_sds_api");
+    let socket_path = text(&flags.socket_path, "socket_path");
+    let socket_path = PathBuf::from(socket_path.unwrap_or_else(|| DEFAULT_SOCKET_PATH.to_owned()));
+    let socket_path = (!disable_workload_api || !disable_sds_api).then_some(socket_path);
 
-    let admin_socket_path = read_admin_socket_path(agent, &socket_path);
+    let admin_socket_path = read_admin_socket_path(agent, socket_path.as_deref());
     let authorized_delegates = read_delegates(agent, trust_domain.as_ref());
     let bootstrap = bootstrap::read(agent, flags, &text);
     let join_token = text(&flags.join_token, "join_token");
@@ -387,24 +383,10 @@ fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
             "workload_x509_svid_key_type must be one of [rsa-2048, ec-p256, ec-p384]",
         );
     }
-    let allow_unauthenticated_verifiers = agent.bool("allow_unauthenticated_verifiers").unwrap_or(false)
-        || flags.allow_unauthenticated_verifiers;
-    if agent.bool("disable_workload_api") == Some(true) {
-        agent.problem(
-            "disable_workload_api",
-            "an agent without the Workload API has nothing to serve until the broker is built",
-        );
-    }
-    // Envoy's API is not served, so nothing is left to switch off.
-    let _ = agent.bool("disable_sds_api");
-    if let Some(mode) = agent.string("rebootstrap_mode").filter(|mode| !mode.is_empty() && mode != "never") {
-        agent.problem(
-            "rebootstrap_mode",
-            format_args!(
-                "rebootstrap_mode {mode:?} is refused: rebootstrapping is not built yet; \"never\" is"
-            ),
-        );
-    }
+    let allow_unauthenticated_verifiers =
+        switch(flags.allow_unauthenticated_verifiers, "allow_unauthenticated_verifiers");
+    let log_selectors = agent.list("log_selectors").unwrap_or_default();
+    let rebootstrap = read_rebootstrap(agent, &text, flags, &bootstrap);
 
     AgentBlock {
         trust_domain,
@@ -412,32 +394,74 @@ fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
         server_port,
         data_dir,
         socket_path,
+        disable_workload_api,
         admin_socket_path,
         authorized_delegates,
         bootstrap,
         join_token,
         join_token_file,
-        cache: CacheSettings { max_svids, availability_target, max_jwt_svids, jwt_hit_timeout },
+        cache: CacheSettings {
+            max_svids,
+            availability_target,
+            max_jwt_svids,
+            jwt_hit_timeout: experimental.jwt_svid_cache_hit_timeout,
+        },
         workload_key_type,
         allow_unauthenticated_verifiers,
         allowed_foreign_jwt_claims: agent.list("allowed_foreign_jwt_claims").unwrap_or_default(),
-        sync_interval,
+        log_selectors,
+        rebootstrap,
+        experimental,
         telemetry,
+        warnings,
     }
 }
 
 /// The admin socket must not be where every process of the node may go.
-fn read_admin_socket_path(agent: &Section, public: &Path) -> Option<PathBuf> {
+fn read_admin_socket_path(agent: &Section, public: Option<&Path>) -> Option<PathBuf> {
     let path = PathBuf::from(agent.string("admin_socket_path").filter(|path| !path.is_empty())?);
     let absolute = |path: &Path| text::clean(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
-    let public = absolute(public);
-    if public.parent().is_some_and(|dir| absolute(&path).starts_with(dir)) {
+    let dir = public.and_then(|public| absolute(public).parent().map(Path::to_owned));
+    if dir.is_some_and(|dir| absolute(&path).starts_with(dir)) {
         agent.problem(
             "admin_socket_path",
             "admin socket cannot be in the same directory or a subdirectory as that containing the Workload API socket",
         );
     }
     Some(path)
+}
+
+fn read_rebootstrap(
+    agent: &Section,
+    text: &dyn Fn(&Option<String>, &str) -> Option<String>,
+    flags: &Flags,
+    bootstrap: &Bootstrap,
+) -> Rebootstrap {
+    let mode = match text(&flags.rebootstrap_mode, "rebootstrap_mode").as_deref() {
+        None | Some("never") => RebootstrapMode::Never,
+        Some("auto") => RebootstrapMode::Auto,
+        Some("always") => RebootstrapMode::Always,
+        Some(other) => {
+            agent.problem("rebootstrap_mode", format_args!("unknown rebootstrap mode specified: {other}"));
+            RebootstrapMode::Never
+        }
+    };
+    if mode != RebootstrapMode::Never && *bootstrap == Bootstrap::FirstMet {
+        agent.problem_here("insecure_bootstrap option can not be used with rebootstrapping");
+    }
+    let delay =
+        match text(&flags.rebootstrap_delay, "rebootstrap_delay").map(|text| text.parse::<GoDuration>()) {
+            None => DEFAULT_REBOOTSTRAP_DELAY,
+            Some(Ok(delay)) => delay.0,
+            Some(Err(error)) => {
+                agent.problem(
+                    "rebootstrap_delay",
+                    format_args!("error parsing rebootstrap delay duration: {error}"),
+                );
+                DEFAULT_REBOOTSTRAP_DELAY
+            }
+        };
+    Rebootstrap { mode, delay }
 }
 
 fn read_delegates(agent: &Section, trust_domain: Option<&TrustDomain>) -> BTreeSet<SpiffeId> {

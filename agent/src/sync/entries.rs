@@ -14,9 +14,11 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{CallError, Client, Denial, Listed, Pushed};
+use super::client::{CallError, Client, Listed, Pushed};
 use super::{LastSync, cadence};
+use crate::bootstrap::FirstTrust;
 use crate::cache::{Cache, EntryUpdate};
+use crate::own_svid::keep::News;
 use crate::own_svid::{Identity, Trust};
 use crate::storage::Storage;
 
@@ -31,8 +33,11 @@ pub struct Entries {
     pub storage: Storage,
     pub clock: Clock,
     pub interval: Duration,
-    /// Tells the keeper of the agent's own SVID what the server thinks of it.
-    pub denials: mpsc::Sender<Denial>,
+    /// Whether only GetAuthorizedEntries is asked: `use_sync_authorized_entries = false`.
+    pub whole_polls: bool,
+    pub first_trust: FirstTrust,
+    /// Tells the keeper of the agent's own SVID what the server thinks of it, and what to think of the server.
+    pub news: mpsc::Sender<News>,
     pub known: Known,
     pub last_sync: LastSync,
 }
@@ -52,7 +57,7 @@ impl Entries {
     pub async fn run(mut self, first: Hold, stop: CancellationToken) {
         let mut first = Some(first);
         let mut backoff = cadence::sync_backoff(self.interval);
-        let mut push = true;
+        let mut push = !self.whole_polls;
         while !stop.is_cancelled() {
             let followed = tokio::select! {
                 () = stop.cancelled() => return,
@@ -72,9 +77,13 @@ impl Entries {
                 }
                 Err(error) => {
                     tracing::error!(%error, "Synchronize failed");
-                    if let Some(denial) = error.denial() {
+                    if let Some(news) = News::of(&error) {
                         // The keeper ends the program or brings a new SVID; either way it is the one to act.
-                        let _ = self.denials.send(denial).await;
+                        let _ = self.news.send(news).await;
+                    }
+                    if error.is_unknown_authority() {
+                        // Its patience is counted from the first failure: keep trying as often as ever.
+                        backoff.reset();
                     }
                     cadence::after_failed_sync(&mut backoff, first.is_none())
                 }
@@ -107,7 +116,10 @@ impl Entries {
                 self.take_pushed(&pushed).await?;
                 self.known.version = pushed.version;
                 changes.acknowledge(&pushed).await;
-                following.get_or_insert_with(|| self.last_sync.following());
+                if following.is_none() {
+                    following = Some(self.last_sync.following());
+                    self.believed().await;
+                }
                 first.take();
                 backoff.reset();
             }
@@ -143,7 +155,10 @@ impl Entries {
                 entry.revision_number == revision && (created_at == 0 || entry.created_at == created_at)
             })
         };
-        let listed = self.client.entries(is_known).await?;
+        let listed = match self.whole_polls {
+            true => Listed::All(self.client.all_entries().await?),
+            false => self.client.entries(is_known).await?,
+        };
         let own = Arc::new(self.client.bundle().await?);
 
         let (full, upserted, deleted) = match listed {
@@ -162,7 +177,15 @@ impl Entries {
         self.take_bundles(own, federated).await;
         self.take_entries(full, upserted, deleted);
         self.last_sync.polled();
+        self.believed().await;
         Ok(())
+    }
+
+    /// Ends the attempts to come to believe the server.
+    async fn believed(&self) {
+        if let Err(error) = self.first_trust.succeeded().await {
+            tracing::error!(%error, "Could not store that the server is believed");
+        }
     }
 
     async fn federated(
@@ -199,7 +222,7 @@ impl Entries {
                 tracing::error!(%error, "Could not store bundle");
             }
             if !matches!(self.identity.trust(), Trust::Bundle(trusted) if trusted == own) {
-                self.identity.set_bundle(own.clone());
+                self.identity.set_trust(Trust::Bundle(own.clone()));
             }
         }
         self.known.federated = federated.clone();

@@ -7,8 +7,9 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{CallError, Client, Denial};
+use super::client::{CallError, Client};
 use crate::cache::{Cache, JwtFault, JwtRequest, JwtSvid};
+use crate::own_svid::keep::News;
 
 /// How many tokens are asked for at a time. More wait for their turn, so that one workload with many audiences does not
 /// use up what the server grants this node.
@@ -19,7 +20,7 @@ pub struct JwtSvids {
     pub client: Client,
     pub cache: Cache,
     /// Tells the keeper of the agent's own SVID what the server thinks of it.
-    pub denials: mpsc::Sender<Denial>,
+    pub news: mpsc::Sender<News>,
 }
 
 impl JwtSvids {
@@ -40,9 +41,9 @@ impl JwtSvids {
         let answer = self.fetch(&request).await;
         if let Err(error) = &answer {
             tracing::error!(entry_id = request.entry.id, spiffe_id = %request.entry.spiffe_id, %error, "Failed to fetch JWT SVID");
-            if let Some(denial) = error.denial() {
+            if let Some(news @ News::Denied(_)) = News::of(error) {
                 // The keeper is the one to act.
-                let _ = self.denials.send(denial).await;
+                let _ = self.news.send(news).await;
             }
         }
         self.cache.answer_jwt(request, answer.map_err(|error| fault(&error)));

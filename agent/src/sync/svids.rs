@@ -10,8 +10,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::cadence::{self, Batch};
-use super::client::{CallError, Client, Denial, SigningRequest};
+use super::client::{CallError, Client, SigningRequest};
 use crate::cache::{Cache, NewSvid, Wanted};
+use crate::own_svid::keep::News;
 
 /// Signs for the cache.
 pub struct Svids {
@@ -20,7 +21,7 @@ pub struct Svids {
     pub clock: Clock,
     pub key_type: KeyType,
     /// Tells the keeper of the agent's own SVID what the server thinks of it.
-    pub denials: mpsc::Sender<Denial>,
+    pub news: mpsc::Sender<News>,
 }
 
 /// An entry whose signature the server refused: asked for again later, without keeping others waiting.
@@ -93,9 +94,9 @@ impl Svids {
                 Err(error) => {
                     tracing::error!(%error, "Failed to fetch updated SVIDs");
                     batch.failed();
-                    if let Some(denial) = error.denial() {
+                    if let Some(news @ News::Denied(_)) = News::of(&error) {
                         // The keeper is the one to act.
-                        let _ = self.denials.send(denial).await;
+                        let _ = self.news.send(news).await;
                     }
                     tokio::select! {
                         () = stop.cancelled() => return,

@@ -14,7 +14,7 @@ use super::connection::Seat;
 use crate::attest::workload::{AttestError, WorkloadAttestation};
 
 /// Web pages and other clients that can be talked into connecting cannot set this one.
-const SECURITY_HEADER: &str = "workload.spiffe.io";
+pub(crate) const SECURITY_HEADER: &str = "workload.spiffe.io";
 
 /// A connection and the process behind it. Clones are about the same connection.
 #[derive(Clone)]

@@ -10,8 +10,10 @@
 pub(crate) mod caller;
 mod connection;
 mod encode;
+pub(crate) mod foreign;
 mod health;
 mod jwt;
+pub mod limit;
 mod workload;
 
 #[cfg(test)]
@@ -31,6 +33,8 @@ use tonic::{
     transport::Server,
 };
 use tonic_health::pb::health_server::HealthServer;
+
+use limit::RateLimits;
 
 use crate::{attest::workload::WorkloadAttestation, cache::Cache};
 
@@ -68,10 +72,23 @@ pub struct WorkloadApi {
     pub allow_unauthenticated_verifiers: bool,
     /// Claims of tokens of other trust domains that ValidateJWTSVID tells beside `sub`, `exp` and `aud`.
     pub allowed_foreign_jwt_claims: Arc<BTreeSet<String>>,
+    /// What else was configured.
+    pub rules: Rules,
     /// What health is told from.
     pub ready: Gate,
     /// The time.
     pub clock: Clock,
+}
+
+/// How the public socket is to behave.
+#[derive(Clone)]
+pub struct Rules {
+    /// Whether workloads are served, or only health and reflection.
+    pub serves_workloads: bool,
+    /// How often callers that look alike may call.
+    pub rate_limits: RateLimits,
+    /// Selectors that begin like one of these may be logged: `type`, `type:begin-of-value`.
+    pub log_selectors: Vec<String>,
 }
 
 /// Why the socket cannot be served.
@@ -95,18 +112,25 @@ pub async fn serve(
     let clock = api.clock.clone();
     let health =
         HealthServer::new(health::Health::new(api.ready.clone())).max_decoding_message_size(MAX_REQUEST);
+    let serves_workloads = api.rules.serves_workloads;
     let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(finial_proto::WORKLOAD_FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        let mut reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        if serves_workloads {
+            let workloads = finial_proto::WORKLOAD_FILE_DESCRIPTOR_SET;
+            reflection = reflection.register_encoded_file_descriptor_set(workloads);
+        }
+        reflection
     };
-    let workload = workload::Calls::new(api, shutdown.clone());
     let mut routes = RoutesBuilder::default();
-    routes
-        .add_service(InterceptedService::new(
+    if serves_workloads {
+        let workload = workload::Calls::new(api, shutdown.clone());
+        routes.add_service(InterceptedService::new(
             SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(MAX_REQUEST),
             caller::check_security_header,
-        ))
+        ));
+    }
+    routes
         .add_service(health)
         .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_REQUEST))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_REQUEST));
@@ -135,4 +159,10 @@ pub(crate) async fn serve_routes(
         () = async { shutdown.cancelled().await; clock.sleep(STOP_LIMIT).await } => cut_off.cancel(),
     }
     server.await
+}
+
+impl Default for Rules {
+    fn default() -> Rules {
+        Rules { serves_workloads: true, rate_limits: RateLimits::default(), log_selectors: Vec::new() }
+    }
 }

@@ -108,6 +108,7 @@ impl Running {
             attestation,
             allow_unauthenticated_verifiers,
             allowed_foreign_jwt_claims: Arc::new(["role".to_owned()].into()),
+            rules: Rules::default(),
             ready,
             clock: clock(),
         };
@@ -383,6 +384,7 @@ async fn before_the_first_sync_the_api_is_unavailable() {
         attestation,
         allow_unauthenticated_verifiers: true,
         allowed_foreign_jwt_claims: Arc::default(),
+        rules: Rules::default(),
         ready: Gate::new(),
         clock: clock(),
     };
@@ -553,6 +555,7 @@ async fn who_hangs_up_gives_his_turn_back_when_the_work_is_done() {
         attestation: WorkloadAttestation::new(vec![("test".to_owned(), slow as _)]),
         allow_unauthenticated_verifiers: false,
         allowed_foreign_jwt_claims: Arc::default(),
+        rules: Rules::default(),
         ready: Gate::new(),
         clock: clock(),
     };
@@ -613,6 +616,7 @@ async fn a_caller_that_ends_while_it_is_attested_is_refused_and_its_connection_c
         attestation: WorkloadAttestation::new(vec![("test".to_owned(), kills.clone() as _)]),
         allow_unauthenticated_verifiers: false,
         allowed_foreign_jwt_claims: Arc::default(),
+        rules: Rules::default(),
         ready: Gate::new(),
         clock: clock(),
     };
@@ -738,6 +742,7 @@ fn a_stream_ends_with_the_process_that_connected() {
             attestation: WorkloadAttestation::new(vec![("unix".to_owned(), Arc::new(Unix::default()) as _)]),
             allow_unauthenticated_verifiers: false,
             allowed_foreign_jwt_claims: Arc::default(),
+            rules: Rules::default(),
             ready: Gate::new(),
             clock: Clock::wall(),
         };

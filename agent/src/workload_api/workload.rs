@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use finial_identity::selector::Selector;
 use finial_proto::workload::{
     JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
     ValidateJwtsvidResponse, WitBundlesRequest, WitBundlesResponse, WitsvidRequest, WitsvidResponse,
@@ -12,7 +13,12 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::{WorkloadApi, caller::Caller, encode, jwt};
+use super::{
+    WorkloadApi,
+    caller::Caller,
+    encode, jwt,
+    limit::{Limits, Method},
+};
 use crate::cache::{Subscription, View};
 
 type Messages<T> = BoxStream<'static, Result<T, Status>>;
@@ -20,6 +26,7 @@ type Messages<T> = BoxStream<'static, Result<T, Status>>;
 /// Answers calls.
 pub(super) struct Calls {
     api: WorkloadApi,
+    limits: Limits,
     shutdown: CancellationToken,
 }
 
@@ -44,17 +51,21 @@ struct Pushes<F> {
 
 impl Calls {
     pub(super) fn new(api: WorkloadApi, shutdown: CancellationToken) -> Calls {
-        Calls { api, shutdown }
+        let limits = Limits::new(api.rules.rate_limits, api.clock.clone());
+        Calls { api, limits, shutdown }
     }
 
     async fn push<Q, T: Send + 'static>(
         &self,
         request: &Request<Q>,
+        method: Method,
         answer: impl FnMut(&Arc<View>) -> Answer<T> + Send + 'static,
     ) -> Result<Response<Messages<T>>, Status> {
         let caller = Caller::of(request)?;
         let selectors = caller.attest(&self.api.attestation).await?;
         let pid = caller.pid();
+        self.limits.take(method, pid, &selectors)?;
+        let told = loggable(&selectors, &self.api.rules.log_selectors);
         let shutdown = self.shutdown.clone();
         let pushes = Pushes {
             caller,
@@ -63,13 +74,13 @@ impl Calls {
             has_looked: false,
             answer,
         };
-        let messages = stream::unfold(Some(pushes), move |pushes| async move {
-            let mut pushes = pushes?;
+        let messages = stream::unfold(Some((pushes, told)), move |pushes| async move {
+            let (mut pushes, told) = pushes?;
             match pushes.next().await {
-                Ok(message) => Some((Ok(message), Some(pushes))),
+                Ok(message) => Some((Ok(message), Some((pushes, told)))),
                 Err(status) => {
                     if status.code() == tonic::Code::PermissionDenied {
-                        tracing::error!(pid, registered = false, "No identity issued");
+                        tracing::error!(pid, registered = false, selectors = told, "No identity issued");
                     }
                     Some((Err(status), None))
                 }
@@ -120,7 +131,7 @@ impl SpiffeWorkloadApi for Calls {
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
         let clock = self.api.clock.clone();
         let mut seen: Option<Arc<View>> = None;
-        self.push(&request, move |view| {
+        self.push(&request, Method::FetchX509Svid, move |view| {
             let answer = x509_svids(view, seen.as_deref());
             if matches!(answer, Answer::Send(_)) {
                 seen = Some(view.clone());
@@ -140,7 +151,7 @@ impl SpiffeWorkloadApi for Calls {
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
         let to_anybody = self.api.allow_unauthenticated_verifiers;
         let mut seen: Option<X509BundlesResponse> = None;
-        self.push(&request, move |view| {
+        self.push(&request, Method::FetchX509Bundles, move |view| {
             let answer = bundles(view, seen.as_ref(), to_anybody, encode::x509_bundles);
             if let Answer::Send(message) = &answer {
                 seen = Some(message.clone());
@@ -157,6 +168,7 @@ impl SpiffeWorkloadApi for Calls {
         let caller = Caller::of(&request)?;
         let wish = jwt::Wish::read(request.into_inner())?;
         let selectors = caller.attest(&self.api.attestation).await?;
+        self.limits.take(Method::FetchJwtSvid, caller.pid(), &selectors)?;
         let answer = tokio::select! {
             biased;
             answer = wish.grant(&self.api, &selectors) => answer,
@@ -164,7 +176,8 @@ impl SpiffeWorkloadApi for Calls {
         };
         caller.check_alive()?;
         if answer.as_ref().is_err_and(|status| status.code() == tonic::Code::PermissionDenied) {
-            tracing::error!(pid = caller.pid(), registered = false, "No identity issued");
+            let told = loggable(&selectors, &self.api.rules.log_selectors);
+            tracing::error!(pid = caller.pid(), registered = false, selectors = told, "No identity issued");
         }
         answer.map(Response::new)
     }
@@ -175,7 +188,7 @@ impl SpiffeWorkloadApi for Calls {
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
         let to_anybody = self.api.allow_unauthenticated_verifiers;
         let mut seen: Option<JwtBundlesResponse> = None;
-        self.push(&request, move |view| {
+        self.push(&request, Method::FetchJwtBundles, move |view| {
             let answer = bundles(view, seen.as_ref(), to_anybody, jwt::bundles);
             if let Answer::Send(message) = &answer {
                 seen = Some(message.clone());
@@ -245,6 +258,18 @@ fn bundles<T: PartialEq>(
     if seen == Some(&message) { Answer::Wait } else { Answer::Send(message) }
 }
 
+/// Those of the selectors that may be logged, as text; None when there is none.
+fn loggable(selectors: &[Selector], prefixes: &[String]) -> Option<String> {
+    let may = |text: &String| {
+        prefixes.iter().any(|prefix| {
+            text.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+        })
+    };
+    let mut told: Vec<String> = selectors.iter().map(Selector::to_string).filter(may).collect();
+    told.sort_unstable();
+    (!told.is_empty()).then(|| told.join(","))
+}
+
 /// Mandatory fields are never sent empty.
 fn is_ready(view: &View) -> bool {
     view.synced && view.bundle.as_ref().is_some_and(|bundle| !bundle.x509.is_empty())
@@ -256,4 +281,25 @@ pub(super) fn not_ready() -> Status {
 
 pub(super) fn no_identity() -> Status {
     Status::permission_denied("no identity issued")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::fixture::selectors;
+
+    #[test]
+    fn only_selectors_that_were_named_are_logged() {
+        let found =
+            selectors(&["k8s:ns:default", "k8s:nsx:1", "k8s:sa:web", "unix:uid:1000"].map(String::from));
+        for (prefixes, told) in [
+            (&[][..], None),
+            (&["k8s:ns"][..], Some("k8s:ns:default")),
+            (&["unix", "k8s:sa:web"][..], Some("k8s:sa:web,unix:uid:1000")),
+            (&["k8s:sa:we", "uni", ""][..], None),
+        ] {
+            let prefixes: Vec<String> = prefixes.iter().map(|prefix| (*prefix).to_owned()).collect();
+            assert_eq!(loggable(&found, &prefixes).as_deref(), told, "{prefixes:?}");
+        }
+    }
 }

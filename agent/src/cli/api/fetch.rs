@@ -251,7 +251,5 @@ fn timeout(given: &str) -> Result<Duration, Fault> {
     })
 }
 
-/// Keeps the text: `-output` given twice must be the same word.
-
 #[cfg(test)]
 mod tests;

@@ -35,6 +35,9 @@ pub use watch::{Changes, Pushed};
 /// The time a call may take.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 
+/// What the verifier of the server's chain says then (`finial_identity::peer`), and Go's.
+const UNKNOWN_AUTHORITY: &str = "x509: certificate signed by unknown authority";
+
 /// How large an answer may be: an unpaged list of entries from a stock server has no bound of its own.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
 
@@ -94,6 +97,11 @@ impl CallError {
             CallError::Denied { denial, .. } => Some(*denial),
             _ => None,
         }
+    }
+
+    /// Whether the server showed a certificate that no authority of the bundle vouches for.
+    pub fn is_unknown_authority(&self) -> bool {
+        matches!(self, CallError::Unavailable(text) if text.contains(UNKNOWN_AUTHORITY))
     }
 }
 
@@ -236,7 +244,8 @@ impl Client {
             .map(drop)
     }
 
-    async fn all_entries(&self) -> Result<Vec<Entry>, CallError> {
+    /// The entries of this node by the one call that all servers have.
+    pub async fn all_entries(&self) -> Result<Vec<Entry>, CallError> {
         let request = entry::v1::GetAuthorizedEntriesRequest { output_mask: Some(wire::entry_mask()) };
         let answer = self
             .call("GetAuthorizedEntries", |channel| async move {
