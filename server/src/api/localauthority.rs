@@ -24,7 +24,7 @@ impl LocalAuthority for LocalAuthorities {
     ) -> Result<Response<wire::GetX509AuthorityStateResponse>, Status> {
         let call = Call::of(&request)?;
         let work = async {
-            let standings = showself.by_hand.x509.await?;
+            let standings = show(&self.by_hand.x509).await?;
             Ok(wire::GetX509AuthorityStateResponse {
                 active: standings.active.as_ref().map(state),
                 prepared: standings.prepared().map(state),
@@ -75,7 +75,7 @@ impl LocalAuthority for LocalAuthorities {
                 let text = "local authority can't be tainted if there is an upstream authority";
                 return Err(Refusal::with_code(Code::FailedPrecondition, text));
             }
-            let standings = showself.by_hand.x509.await?;
+            let standings = show(&self.by_hand.x509).await?;
             standings.may_taint(&id).map_err(broken)?;
             let tainted = self.own.taint_x509(&id).await;
             tainted.map_err(|e| Refusal::shown(Code::Internal, "failed to taint X.509 authority", &e))?;
@@ -96,7 +96,7 @@ impl LocalAuthority for LocalAuthorities {
                 let text = "local authority can't be revoked if there is an upstream authority";
                 return Err(Refusal::with_code(Code::FailedPrecondition, text));
             }
-            let allowed = showself.by_hand.x509.await?.may_revoke_x509(&id);
+            let allowed = show(&self.by_hand.x509).await?.may_revoke_x509(&id);
             allowed.map_err(|e| Refusal::invalid_because("invalid authority ID", &e))?;
             let revoked = self.own.revoke_x509(&id).await;
             revoked.map_err(|e| Refusal::shown(Code::Internal, "failed to revoke X.509 authority", &e))?;
@@ -145,7 +145,7 @@ impl LocalAuthority for LocalAuthorities {
     ) -> Result<Response<wire::GetJwtAuthorityStateResponse>, Status> {
         let call = Call::of(&request)?;
         let work = async {
-            let standings = showself.jwt()?.await?;
+            let standings = show(self.jwt()?).await?;
             Ok(wire::GetJwtAuthorityStateResponse {
                 active: standings.active.as_ref().map(state),
                 prepared: standings.prepared().map(state),
@@ -191,7 +191,7 @@ impl LocalAuthority for LocalAuthorities {
         let call = Call::of(&request)?;
         let id = request.into_inner().authority_id;
         let work = async {
-            showself.jwt()?.await?.may_taint(&id).map_err(broken)?;
+            show(self.jwt()?).await?.may_taint(&id).map_err(broken)?;
             let tainted = self.own.taint_jwt(&id).await;
             tainted.map_err(|e| Refusal::shown(Code::Internal, "failed to taint JWT authority", &e))?;
             tracing::info!(local_authority_id = id, "JWT authority tainted successfully");
@@ -207,7 +207,7 @@ impl LocalAuthority for LocalAuthorities {
         let call = Call::of(&request)?;
         let id = request.into_inner().authority_id;
         let work = async {
-            let standings = showself.jwt()?.await?;
+            let standings = show(self.jwt()?).await?;
             // Other servers' keys too: as the store has them now.
             let bundle = self.own.refresh().await;
             let bundle = bundle.map_err(|e| Refusal::invalid_because("invalid authority ID", &e))?;
@@ -270,7 +270,7 @@ impl LocalAuthorities {
             return Err(Refusal::with_code(Code::FailedPrecondition, text));
         }
         let id = given.to_lowercase();
-        let allowed = showself.by_hand.x509.await?.may_drop_upstream(&id);
+        let allowed = show(&self.by_hand.x509).await?.may_drop_upstream(&id);
         allowed.map_err(|e| Refusal::invalid_because(what, &e))?;
         Ok(id)
     }
