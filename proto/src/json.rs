@@ -69,7 +69,10 @@ fn descriptor<M: Name>() -> Result<MessageDescriptor, Error> {
     descriptors().get_message_by_name(&name).ok_or(Error::UnknownMessage(name))
 }
 
-/// Sorts names and drops nulls, at every depth.
+/// Up to here floats hold whole numbers exactly.
+const LARGEST_WHOLE: f64 = 9_007_199_254_740_992.0;
+
+/// Sorts names, drops nulls and writes whole numbers as such, at every depth.
 fn tidy(value: &mut Value) {
     match value {
         Value::Object(object) => {
@@ -82,6 +85,12 @@ fn tidy(value: &mut Value) {
         Value::Array(items) => {
             items.retain(|v| !v.is_null());
             items.iter_mut().for_each(tidy);
+        }
+        Value::Number(number) if number.is_f64() => {
+            let whole = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() <= LARGEST_WHOLE);
+            if let Some(whole) = whole {
+                *value = Value::from(whole as i64);
+            }
         }
         _ => {}
     }

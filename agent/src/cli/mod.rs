@@ -20,10 +20,6 @@ use output::print;
 /// Runs the program. `args` begin with its name.
 pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
-    if let Some(text) = not_built(&args) {
-        eprintln!("Error: {text}");
-        return ExitCode::FAILURE;
-    }
     match argv::parse::<Program>(with_default_verb(args)) {
         Ok(program) => program.verb.run(),
         Err(exit) => exit.report(),
@@ -87,6 +83,8 @@ impl Verb {
             Verb::Validate(flags) => run::validate(&flags),
             Verb::Healthcheck(check) => block_on(check.run()),
             Verb::Api(api::Verb::Fetch(api::Fetch::X509(fetch))) => block_on(fetch.run()),
+            Verb::Api(api::Verb::Fetch(api::Fetch::Jwt(fetch))) => block_on(fetch.run()),
+            Verb::Api(api::Verb::Validate(api::Validate::Jwt(validate))) => block_on(validate.run()),
             Verb::Api(api::Verb::Watch(watch)) => block_on(watch.run()),
             Verb::Logger(verb) => block_on(verb.run()),
             Verb::Debug(verb) => block_on(verb.run()),
@@ -95,24 +93,10 @@ impl Verb {
     }
 }
 
-/// SPIRE's verbs that are not there yet, with what they are about.
-const NOT_BUILT: &[(&str, &str)] = &[("api fetch jwt", "JWT-SVIDs"), ("api validate", "JWT-SVIDs")];
-
-fn not_built(args: &[OsString]) -> Option<String> {
-    let words: Vec<&str> = args.iter().skip(1).filter_map(|word| word.to_str()).collect();
-    let (verb, about) = NOT_BUILT.iter().find(|(verb, _)| {
-        let verb: Vec<&str> = verb.split(' ').collect();
-        words.starts_with(&verb)
-    })?;
-    Some(format!(
-        "\"{verb}\" is not built into finial-agent yet ({about} will come); \"finial-agent -h\" lists what is there"
-    ))
-}
-
 /// `api fetch` alone means `api fetch x509`.
 fn with_default_verb(mut args: Vec<OsString>) -> Vec<OsString> {
     let is = |index: usize, word: &str| args.get(index).map(OsString::as_os_str) == Some(OsStr::new(word));
-    if is(1, "api") && is(2, "fetch") && !is(3, "x509") {
+    if is(1, "api") && is(2, "fetch") && !is(3, "x509") && !is(3, "jwt") {
         args.insert(3, OsString::from("x509"));
     }
     args

@@ -17,10 +17,15 @@ pub struct Output {
 impl Output {
     /// The format, or what is wrong with it. Given twice it must be the same word.
     pub fn format(&self) -> Result<OutputFormat, String> {
+        self.format_after(&[])
+    }
+
+    /// The format, where another flag of the same meaning was given these words.
+    pub fn format_after(&self, before: &[String]) -> Result<OutputFormat, String> {
         let mut format = None;
-        for text in &self.output {
+        for (index, text) in before.iter().chain(&self.output).enumerate() {
             let first = format.get_or_insert(text.parse::<OutputFormat>().unwrap_or_default());
-            if Some(text) != self.output.first() && *text != first.to_string() {
+            if index > 0 && *text != first.to_string() {
                 let text = text::quote(text);
                 return Err(format!(
                     "invalid value {text} for flag -output: the output format has already been set to \"{first}\""
@@ -43,7 +48,8 @@ pub fn print(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-fn known(given: &str) -> Result<String, UnknownOutputFormat> {
+/// Keeps the text: given twice it must be the same word.
+pub fn known(given: &str) -> Result<String, UnknownOutputFormat> {
     given.parse::<OutputFormat>().map(|_| given.to_owned())
 }
 

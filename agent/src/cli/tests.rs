@@ -20,6 +20,8 @@ fn spire() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("validate", run),
         ("healthcheck", "shallow verbose socketPath instance"),
         ("api fetch x509", "silent write timeout socketPath instance output"),
+        ("api fetch jwt", "audience spiffeID timeout socketPath instance output format"),
+        ("api validate jwt", "audience svid timeout socketPath instance output"),
         ("api watch", "socketPath instance"),
         ("logger get", "socketPath output"),
         ("logger set", "level socketPath output"),
@@ -90,6 +92,8 @@ fn exit_codes_are_those_of_spire() {
         (&["--version"][..], 0),
         (&["api"][..], 1),
         (&["api", "nothing"][..], 1),
+        (&["api", "validate"][..], 1),
+        (&["api", "validate", "jwt", "-h"][..], 0),
         (&["api", "-h"][..], 0),
         (&["run", "-h"][..], 0),
         (&["run", "-badflag"][..], 1),
@@ -126,6 +130,10 @@ fn wrong_values_are_told_in_spires_words() {
             "invalid value \"foo\" for flag -timeout: time: invalid duration \"foo\"\n",
         ),
         (
+            &["api", "fetch", "jwt", "-format", "xml"][..],
+            "invalid value \"xml\" for flag -format: bad formatter flag: unknown format option: \"xml\"\n",
+        ),
+        (
             &["api", "fetch", "-output", "xml"][..],
             "invalid value \"xml\" for flag -output: bad formatter flag: unknown format option: \"xml\"\n",
         ),
@@ -145,24 +153,8 @@ fn fetch_alone_fetches_x509() {
         let program = parse(line).unwrap();
         assert!(matches!(program.verb, Verb::Api(api::Verb::Fetch(api::Fetch::X509(_)))), "{line:?}");
     }
-}
-
-#[test]
-fn verbs_to_come_are_refused_by_name() {
-    let refused = |line: &[&str]| {
-        let args: Vec<OsString> = std::iter::once(&"finial-agent").chain(line).map(OsString::from).collect();
-        not_built(&args)
-    };
-    for (line, verb) in [
-        (&["api", "fetch", "jwt", "-audience", "x"][..], "api fetch jwt"),
-        (&["api", "validate", "jwt"][..], "api validate"),
-    ] {
-        let text = refused(line).unwrap();
-        assert!(text.starts_with(&format!("\"{verb}\" is not built into finial-agent yet")), "{text}");
-    }
-    for line in [&["api", "fetch", "x509"][..], &["api", "fetch"][..], &["run"][..], &[][..]] {
-        assert_eq!(refused(line), None);
-    }
+    let program = parse(&["api", "fetch", "jwt", "-audience", "a,b"]).unwrap();
+    assert!(matches!(program.verb, Verb::Api(api::Verb::Fetch(api::Fetch::Jwt(_)))));
 }
 
 #[test]

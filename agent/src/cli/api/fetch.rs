@@ -15,12 +15,12 @@ use finial_daemon::settings::{DurationError, GoDuration};
 use finial_identity::bundle::document::certificate_pem;
 use finial_identity::{SpiffeId, peer};
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
-use finial_proto::workload::{X509svid, X509svidResponse};
+use finial_proto::workload::{X509svid, X509svidRequest, X509svidResponse};
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
+use super::request;
 use super::show::{Certificate, Shown, certificates, received};
-use super::x509_request;
 use crate::cli::output::{Output, json_line, print};
 use crate::cli::socket::{Connection, Socket};
 
@@ -56,7 +56,7 @@ pub struct FetchX509 {
 /// What could not be done, as it is printed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Fault(String);
+pub(super) struct Fault(pub(super) String);
 
 /// An answer, taken apart.
 struct Received {
@@ -101,7 +101,7 @@ impl FetchX509 {
     async fn ask(&self, connection: &Connection, clock: &Clock) -> Result<X509svidResponse, Fault> {
         let answer = async {
             let mut client = SpiffeWorkloadApiClient::new(connection.channel.clone());
-            client.fetch_x509svid(x509_request()).await?.into_inner().message().await
+            client.fetch_x509svid(request(X509svidRequest {})).await?.into_inner().message().await
         };
         let answer = if self.timeout.is_zero() {
             answer.await
@@ -235,7 +235,7 @@ fn not_written(path: &Path, error: &io::Error) -> Fault {
 }
 
 /// `-timeout`: nothing and less mean that there is no limit.
-fn timeout(given: &str) -> Result<Duration, Fault> {
+pub(super) fn timeout(given: &str) -> Result<Duration, Fault> {
     if given.starts_with('-') && text::duration(given).is_ok() {
         return Ok(Duration::ZERO);
     }

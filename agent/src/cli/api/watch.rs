@@ -7,12 +7,12 @@ use std::time::Duration;
 use finial_daemon::clock::Clock;
 use finial_identity::TrustDomain;
 use finial_identity::x509_svid::X509Svid;
-use finial_proto::workload::X509svidResponse;
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use finial_proto::workload::{X509svidRequest, X509svidResponse};
 use tonic::Code;
 
+use super::request;
 use super::show::{Certificate, Shown, certificates, received};
-use super::x509_request;
 use crate::cli::output::print;
 use crate::cli::socket::{Connection, Socket};
 
@@ -99,7 +99,7 @@ async fn watch(connection: &Connection, clock: &Clock) {
 
 async fn follow(connection: &Connection, mut update: impl FnMut(X509svidResponse)) -> Ended {
     let mut client = SpiffeWorkloadApiClient::new(connection.channel.clone());
-    let status = match client.fetch_x509svid(x509_request()).await {
+    let status = match client.fetch_x509svid(request(X509svidRequest {})).await {
         Err(status) => status,
         Ok(stream) => {
             let mut stream = stream.into_inner();
