@@ -10,7 +10,7 @@ use finial_proto::spire::api::types;
 use finial_tests::enterprise::{Enterprise, Intermediate};
 use finial_tests::real::{self, Programs};
 use serde_json::Value;
-use spiffe::X509Source;
+use spiffe::{WorkloadApiClient, X509Source};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The leaf, the server's CA, the enterprise's intermediate.
@@ -78,6 +78,38 @@ async fn rust(programs: &Programs) {
     assert_ne!(of(WEB).private_key().as_bytes(), first.private_key().as_bytes());
     assert_eq!(of(BATCH).leaf().as_bytes(), steady.leaf().as_bytes());
     source.shutdown().await;
+    rust_tokens(programs).await;
+}
+
+/// The crate refuses headers and answers that the specification does not name.
+async fn rust_tokens(programs: &Programs) {
+    let client = WorkloadApiClient::connect_to(programs.endpoint()).await.unwrap();
+    let audience = ["reports", "billing"];
+    let svids = client.fetch_all_jwt_svids(audience, None).await.unwrap();
+    let bundles = client.fetch_jwt_bundles().await.unwrap();
+    let keys: serde_json::Map<String, Value> = bundles
+        .iter()
+        .map(|(name, bundle)| (name.to_string(), bundle.jwt_authorities().count().into()))
+        .collect();
+    let mut validated = Vec::new();
+    for svid in &svids {
+        assert_eq!(svid.audience(), audience);
+        let bundle = bundles.get(svid.spiffe_id().trust_domain()).unwrap();
+        assert!(bundle.find_jwt_authority(svid.key_id()).is_some(), "the key is in the bundle");
+        let judged = client.validate_jwt_token("billing", svid.token()).await.unwrap();
+        validated.push(judged.spiffe_id().to_string());
+    }
+    let last = svids.last().unwrap().spiffe_id();
+    let one = client.fetch_jwt_svid(audience, Some(last)).await.unwrap();
+    let refused = client.validate_jwt_token("other", one.token()).await.unwrap_err().to_string();
+    let ids: Vec<String> = svids.iter().map(|svid| svid.spiffe_id().to_string()).collect();
+    // The crate verifies signatures only with another backend; the others do.
+    let seen = serde_json::json!({
+        "ids": ids, "one": one.spiffe_id().to_string(), "verified": ids, "validated": validated, "refused": refused, "keys": keys,
+    });
+    must_have_tokens("rust", &seen);
+    let hinted = client.fetch_jwt_svid_by_hint(audience, None, "internal").await.unwrap();
+    assert_eq!(hinted.spiffe_id().to_string(), WEB);
 }
 
 /// The package `spiffe` of Python, on gRPC C-core.
@@ -88,6 +120,7 @@ async fn python(programs: &Programs) {
     assert_eq!(seen["svid"], seen["fetched"]["svids"][0]["id"]);
     assert_eq!(seen["bundles"], serde_json::json!(["example.org"]));
     must_be_renewed("python", &seen);
+    must_have_tokens("python", &seen["jwt"]);
 }
 
 /// go-spiffe, which also does mTLS with what it got.
@@ -95,6 +128,7 @@ async fn go(programs: &Programs) {
     let Some(client) = real::peer("go-client") else { return };
     let seen = json("go", run(programs, client, ["-updates", "2"]).await);
     must_be_renewed("go", &seen);
+    must_have_tokens("go", &seen["jwt"]);
     assert!([WEB, BATCH].contains(&seen["peer"].as_str().unwrap()), "{seen}");
     let hints =
         seen["fetched"]["svids"].as_array().unwrap().iter().map(|svid| svid["hint"].as_str().unwrap());
@@ -106,7 +140,9 @@ async fn java(programs: &Programs) {
     let Some(folder) = real::peer("java") else { return };
     let classes = format!("{0}/interop-1.jar:{0}/dependency/*", folder.display());
     let arguments = ["-cp", &classes, "dev.finial.interop.Client", "2"];
-    must_be_renewed("java", &json("java", run(programs, PathBuf::from("java"), arguments).await));
+    let seen = json("java", run(programs, PathBuf::from("java"), arguments).await);
+    must_be_renewed("java", &seen);
+    must_have_tokens("java", &seen["jwt"]);
 }
 
 /// gRPC C-core without a client library, which sends what libraries do not.
@@ -204,6 +240,21 @@ fn must_be_renewed(client: &str, seen: &Value) {
     serial(&seen["fetched"]);
     let updates: Vec<String> = seen["updates"].as_array().unwrap().iter().map(serial).collect();
     assert!(updates.len() >= 2 && updates[0] != updates[1], "{client}: {updates:?}");
+}
+
+/// A token for each identity, each judged valid by the client itself and by the agent, and one refused.
+fn must_have_tokens(client: &str, seen: &Value) {
+    let sorted = |name: &str| {
+        let mut ids: Vec<&str> = seen[name].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
+        ids.sort_unstable();
+        ids
+    };
+    for name in ["ids", "verified", "validated"] {
+        assert_eq!(sorted(name), [BATCH, WEB], "{client}: {name}: {seen}");
+    }
+    assert_eq!(seen["one"], *seen["ids"].as_array().unwrap().last().unwrap(), "{client}: {seen}");
+    assert!(seen["refused"].as_str().unwrap().contains(r#"expected audience in ["other"]"#), "{client}: {seen}");
+    assert_eq!(seen["keys"], serde_json::json!({ "example.org": 1 }), "{client}: {seen}");
 }
 
 fn script(name: &str) -> PathBuf {

@@ -1,4 +1,4 @@
-// Asks a Workload API for X.509 material through go-spiffe, does mTLS with it, and prints one JSON
+// Asks a Workload API for X.509 material and JWT-SVIDs through go-spiffe, does mTLS with it, and prints one JSON
 // object with what it saw. The socket comes from SPIFFE_ENDPOINT_SOCKET.
 package main
 
@@ -13,6 +13,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffetls"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
@@ -33,6 +34,16 @@ type report struct {
 	Fetched seen   `json:"fetched"`
 	Updates []seen `json:"updates"`
 	Peer    string `json:"peer"`
+	JWT     tokens `json:"jwt"`
+}
+
+type tokens struct {
+	IDs       []string       `json:"ids"`
+	One       string         `json:"one"`
+	Verified  []string       `json:"verified"`
+	Validated []string       `json:"validated"`
+	Refused   string         `json:"refused"`
+	Keys      map[string]int `json:"keys"`
 }
 
 type watcher struct {
@@ -78,6 +89,9 @@ func run(wanted int, patience time.Duration) error {
 		}
 	}
 	out := report{Fetched: look(fetched)}
+	if out.JWT, err = jwts(ctx, client); err != nil {
+		return err
+	}
 
 	w := &watcher{updates: make(chan *workloadapi.X509Context, wanted), errors: make(chan error, 1)}
 	go func() { _ = client.WatchX509Context(ctx, w) }()
@@ -107,6 +121,46 @@ func look(c *workloadapi.X509Context) seen {
 		s.Bundles[b.TrustDomain().Name()] = len(b.X509Authorities())
 	}
 	return s
+}
+
+// jwts gets tokens for two audiences, judges them by the bundle and asks the agent to, and has one refused.
+func jwts(ctx context.Context, client *workloadapi.Client) (tokens, error) {
+	out := tokens{Keys: map[string]int{}}
+	params := jwtsvid.Params{Audience: "reports", ExtraAudiences: []string{"billing"}}
+	svids, err := client.FetchJWTSVIDs(ctx, params)
+	if err != nil {
+		return out, err
+	}
+	bundles, err := client.FetchJWTBundles(ctx)
+	if err != nil {
+		return out, err
+	}
+	for _, b := range bundles.Bundles() {
+		out.Keys[b.TrustDomain().Name()] = len(b.JWTAuthorities())
+	}
+	for _, s := range svids {
+		out.IDs = append(out.IDs, s.ID.String())
+		verified, err := jwtsvid.ParseAndValidate(s.Marshal(), bundles, []string{"reports"})
+		if err != nil {
+			return out, err
+		}
+		out.Verified = append(out.Verified, verified.ID.String())
+		validated, err := client.ValidateJWTSVID(ctx, s.Marshal(), "billing")
+		if err != nil {
+			return out, err
+		}
+		out.Validated = append(out.Validated, validated.ID.String())
+		params.Subject = s.ID
+	}
+	one, err := client.FetchJWTSVID(ctx, params)
+	if err != nil {
+		return out, err
+	}
+	out.One = one.ID.String()
+	if _, err := client.ValidateJWTSVID(ctx, one.Marshal(), "other"); err != nil {
+		out.Refused = err.Error()
+	}
+	return out, nil
 }
 
 // mutualTLS connects two ends with sources on the same socket and returns the ID the client saw.

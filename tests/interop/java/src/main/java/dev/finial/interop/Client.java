@@ -1,19 +1,24 @@
 package dev.finial.interop;
 
+import io.spiffe.bundle.jwtbundle.JwtBundleSet;
+import io.spiffe.exception.JwtSvidException;
+import io.spiffe.svid.jwtsvid.JwtSvid;
 import io.spiffe.svid.x509svid.X509Svid;
 import io.spiffe.svid.x509svid.X509SvidValidator;
 import io.spiffe.workloadapi.DefaultWorkloadApiClient;
 import io.spiffe.workloadapi.Watcher;
 import io.spiffe.workloadapi.WorkloadApiClient;
 import io.spiffe.workloadapi.X509Context;
+import java.util.ArrayList;
 import java.util.List;
+import java.util.Set;
 import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 
 /**
- * Asks a Workload API for X.509 material through java-spiffe and prints one JSON object with what it
- * saw. The socket comes from SPIFFE_ENDPOINT_SOCKET; the argument is how many updates to wait for.
+ * Asks a Workload API for X.509 material and JWT-SVIDs through java-spiffe and prints one JSON object with
+ * what it saw. The socket comes from SPIFFE_ENDPOINT_SOCKET; the argument is how many updates to wait for.
  */
 public final class Client {
   public static void main(String[] args) throws Exception {
@@ -44,9 +49,46 @@ public final class Client {
         System.exit(1);
       }
       System.out.println(
-          "{\"fetched\":" + look(fetched) + ",\"updates\":[" + String.join(",", updates) + "]}");
+          "{\"fetched\":" + look(fetched) + ",\"updates\":[" + String.join(",", updates) + "],\"jwt\":" + jwt(client) + "}");
     }
     System.exit(0);
+  }
+
+  /** Tokens for two audiences, judged here by the bundle and by the agent; and a refusal. */
+  private static String jwt(WorkloadApiClient client) throws Exception {
+    List<JwtSvid> svids = client.fetchJwtSvids("reports", "billing");
+    JwtBundleSet bundles = client.fetchJwtBundles();
+    List<String> ids = new ArrayList<>();
+    List<String> verified = new ArrayList<>();
+    List<String> validated = new ArrayList<>();
+    for (JwtSvid svid : svids) {
+      ids.add(quoted(svid.getSpiffeId()));
+      verified.add(
+          quoted(JwtSvid.parseAndValidate(svid.getToken(), bundles, Set.of("reports")).getSpiffeId()));
+      validated.add(quoted(client.validateJwtSvid(svid.getToken(), "billing").getSpiffeId()));
+    }
+    JwtSvid one =
+        client.fetchJwtSvid(svids.get(svids.size() - 1).getSpiffeId(), "reports", "billing");
+    String refused = "";
+    try {
+      client.validateJwtSvid(one.getToken(), "other");
+    } catch (JwtSvidException error) {
+      refused = String.valueOf(error.getCause() == null ? error.getMessage() : error.getCause().getMessage());
+    }
+    List<String> keys = new ArrayList<>();
+    for (var bundle : bundles.getBundles().entrySet()) {
+      keys.add(quoted(bundle.getKey().getName()) + ":" + bundle.getValue().getJwtAuthorities().size());
+    }
+    return "{\"ids\":[" + String.join(",", ids)
+        + "],\"one\":" + quoted(one.getSpiffeId())
+        + ",\"verified\":[" + String.join(",", verified)
+        + "],\"validated\":[" + String.join(",", validated)
+        + "],\"refused\":" + quoted(refused)
+        + ",\"keys\":{" + String.join(",", keys) + "}}";
+  }
+
+  private static String quoted(Object text) {
+    return '"' + text.toString().replace("\\", "\\\\").replace("\"", "\\\"") + '"';
   }
 
   private static String look(X509Context context) {
