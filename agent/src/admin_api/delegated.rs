@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use finial_daemon::clock::{Clock, unix_seconds};
 use finial_identity::SpiffeId;
+use finial_identity::entry::Entry;
 use finial_identity::selector::{Selector, sorted};
 use finial_identity::x509_svid::split_concatenated;
 use finial_proto::spire::api::agent::delegatedidentity::v1::delegated_identity_server::DelegatedIdentity;
@@ -23,6 +24,8 @@ use super::AdminApi;
 use crate::attest::workload::WorkloadAttestation;
 use crate::cache::{Cache, Subscription, TrustBundle, View};
 use crate::workload_api::caller::Caller;
+use crate::workload_api::jwt;
+use crate::workload_api::workload::{no_identity, not_ready};
 
 type Messages<T> = BoxStream<'static, Result<T, Status>>;
 
@@ -66,8 +69,11 @@ struct Svids {
     clock: Clock,
 }
 
-/// All bundles that the agent knows.
-struct X509Bundles(watch::Receiver<Arc<[Arc<TrustBundle>]>>);
+/// All bundles that the agent knows, in one form.
+struct Bundles<T> {
+    all: watch::Receiver<Arc<[Arc<TrustBundle>]>>,
+    encode: fn(&[Arc<TrustBundle>]) -> T,
+}
 
 impl Calls {
     pub(super) fn new(api: &AdminApi, shutdown: CancellationToken) -> Calls {
@@ -128,13 +134,11 @@ impl Delegate {
     fn check(&self) -> Result<(), Status> {
         let pid = self.caller.pid();
         let Some(entries) = self.cache.entries_of(&self.selectors) else {
-            return Err(Status::unavailable(
-                "the agent has not received its entries and bundle from the server yet",
-            ));
+            return Err(not_ready());
         };
         let Some(default) = entries.first() else {
             tracing::error!(pid, "No identity issued");
-            return Err(Status::permission_denied("no identity issued"));
+            return Err(no_identity());
         };
         match entries.iter().find(|entry| self.authorized.contains(&entry.spiffe_id)) {
             Some(entry) => {
@@ -223,20 +227,18 @@ impl Source for Svids {
     }
 }
 
-impl Source for X509Bundles {
-    type Message = SubscribeToX509BundlesResponse;
+impl<T: Clone + PartialEq + Send + Sync> Source for Bundles<T> {
+    type Message = T;
 
     async fn changed(&mut self) {
-        if self.0.changed().await.is_err() {
+        if self.all.changed().await.is_err() {
             // The cache lives as long as whoever serves it.
             std::future::pending().await
         }
     }
 
-    fn message(&mut self, _: bool) -> Result<Option<Self::Message>, Status> {
-        let bundles = self.0.borrow_and_update();
-        let ca_certificates = bundles.iter().map(|bundle| (bundle.id.clone(), bundle.x509.clone())).collect();
-        Ok(Some(SubscribeToX509BundlesResponse { ca_certificates }))
+    fn message(&mut self, _: bool) -> Result<Option<T>, Status> {
+        Ok(Some((self.encode)(&self.all.borrow_and_update())))
     }
 }
 
@@ -262,7 +264,10 @@ impl DelegatedIdentity for Calls {
         request: Request<SubscribeToX509BundlesRequest>,
     ) -> Result<Response<Self::SubscribeToX509BundlesStream>, Status> {
         let delegate = self.delegate(&request).await?;
-        Ok(delegate.follow(X509Bundles(self.cache.bundles())))
+        let encode = |all: &[Arc<TrustBundle>]| SubscribeToX509BundlesResponse {
+            ca_certificates: all.iter().map(|bundle| (bundle.id.clone(), bundle.x509.clone())).collect(),
+        };
+        Ok(delegate.follow(Bundles { all: self.cache.bundles(), encode }))
     }
 
     async fn fetch_jwtsvi_ds(
@@ -274,37 +279,57 @@ impl DelegatedIdentity for Calls {
             return Err(Status::invalid_argument("audience must be specified"));
         }
         let delegate = self.delegate(&request).await?;
-        let FetchJwtsviDsRequest { selectors, pid, .. } = request.into_inner();
-        self.target(&delegate, pid, selectors).await?;
-        Err(not_built("FetchJWTSVIDs"))
+        let FetchJwtsviDsRequest { audience, selectors, pid } = request.into_inner();
+        let selectors = self.target(&delegate, pid, selectors).await?;
+        let entries = self.cache.entries_of(&selectors).ok_or_else(not_ready)?;
+        let mut svids = Vec::new();
+        for entry in entries.into_iter().filter(|entry| may_be_delegated(entry)) {
+            let identity = self.cache.jwt_identity(entry, &audience);
+            let svid = tokio::select! {
+                biased;
+                svid = jwt::fetch(&self.cache, &self.clock, &identity, &audience) => svid?,
+                () = self.shutdown.cancelled() => return Err(Status::unavailable("the agent is stopping")),
+            };
+            svids.push(types::Jwtsvid {
+                token: svid.token.clone(),
+                id: Some(wire_id(&svid.spiffe_id)),
+                expires_at: unix_seconds(svid.expires_at),
+                issued_at: unix_seconds(svid.issued_at),
+                hint: identity.entry.hint.clone(),
+            });
+        }
+        if svids.is_empty() {
+            tracing::error!(pid = delegate.caller.pid(), "No identity issued");
+            return Err(no_identity());
+        }
+        delegate.check()?;
+        delegate.caller.check_alive()?;
+        Ok(Response::new(FetchJwtsviDsResponse { svids }))
     }
 
     async fn subscribe_to_jwt_bundles(
         &self,
         request: Request<SubscribeToJwtBundlesRequest>,
     ) -> Result<Response<Self::SubscribeToJWTBundlesStream>, Status> {
-        self.delegate(&request).await?;
-        Err(not_built("SubscribeToJWTBundles"))
+        let delegate = self.delegate(&request).await?;
+        let encode = |all: &[Arc<TrustBundle>]| SubscribeToJwtBundlesResponse {
+            bundles: all.iter().map(|bundle| (bundle.id.clone(), bundle.jwks.clone())).collect(),
+        };
+        Ok(delegate.follow(Bundles { all: self.cache.bundles(), encode }))
     }
 }
 
 fn x509_svids(view: &View) -> Result<SubscribeToX509sviDsResponse, Status> {
     let mut x509_svids = Vec::new();
-    for identity in
-        view.identities.iter().filter(|identity| !identity.entry.admin && !identity.entry.downstream)
-    {
+    for identity in view.identities.iter().filter(|identity| may_be_delegated(&identity.entry)) {
         let chain = split_concatenated(&identity.svid.chain).map_err(|error| {
             tracing::error!(%error, "Could not serialize X.509 SVID response");
             Status::internal("could not serialize response")
         })?;
-        let id = &identity.svid.spiffe_id;
         x509_svids.push(X509svidWithKey {
             x509_svid: Some(types::X509svid {
                 cert_chain: chain.into_iter().map(|der| der.to_vec()).collect(),
-                id: Some(types::Spiffeid {
-                    trust_domain: id.trust_domain_name().to_owned(),
-                    path: id.path().to_owned(),
-                }),
+                id: Some(wire_id(&identity.svid.spiffe_id)),
                 expires_at: unix_seconds(identity.svid.not_after),
                 hint: identity.entry.hint.clone(),
             }),
@@ -315,6 +340,11 @@ fn x509_svids(view: &View) -> Result<SubscribeToX509sviDsResponse, Status> {
     Ok(SubscribeToX509sviDsResponse { x509_svids, federates_with })
 }
 
-fn not_built(method: &str) -> Status {
-    Status::unimplemented(format!("{method} is not implemented: this agent does not issue JWT-SVIDs yet"))
+/// Identities of administrators and of downstream servers are for their owners alone.
+fn may_be_delegated(entry: &Entry) -> bool {
+    !entry.admin && !entry.downstream
+}
+
+fn wire_id(id: &SpiffeId) -> types::Spiffeid {
+    types::Spiffeid { trust_domain: id.trust_domain_name().to_owned(), path: id.path().to_owned() }
 }

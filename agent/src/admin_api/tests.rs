@@ -16,8 +16,8 @@ use finial_identity::{TrustDomain, peer};
 use finial_proto::spire::agent::debug::v1::{GetInfoRequest, debug_client::DebugClient};
 use finial_proto::spire::api::agent::delegatedidentity::v1::delegated_identity_client::DelegatedIdentityClient;
 use finial_proto::spire::api::agent::delegatedidentity::v1::{
-    FetchJwtsviDsRequest, SubscribeToX509BundlesRequest, SubscribeToX509sviDsRequest,
-    SubscribeToX509sviDsResponse,
+    FetchJwtsviDsRequest, SubscribeToJwtBundlesRequest, SubscribeToX509BundlesRequest,
+    SubscribeToX509sviDsRequest, SubscribeToX509sviDsResponse,
 };
 use finial_proto::spire::api::agent::logger::v1::logger_client::LoggerClient;
 use finial_proto::spire::api::agent::logger::v1::{
@@ -30,7 +30,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::*;
 use crate::cache::fixture::{Authority, TRUST_DOMAIN, clock, entry};
-use crate::cache::{CacheSettings, EntryUpdate};
+use crate::cache::{CacheSettings, EntryUpdate, JwtSvid};
 use crate::own_svid::Trust;
 use crate::plugins::workload_attestor::{AttestorFault, WorkloadAttestor};
 
@@ -294,6 +294,53 @@ async fn jwt_svids_need_an_audience_before_all_else() {
     let running = Running::start();
     let status = running.client().fetch_jwtsvi_ds(FetchJwtsviDsRequest::default()).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "audience must be specified"));
+}
+
+#[tokio::test]
+async fn a_delegate_gets_tokens_of_others() {
+    let running = Running::start();
+    running.register("delegate", "test:me");
+    let with = |id: &str, edit: fn(&mut Entry)| {
+        let mut entry = entry(id, &format!("/{id}"), &["test:x".to_owned()]);
+        edit(&mut entry);
+        running.add(entry);
+    };
+    with("admin", |entry| entry.admin = true);
+    with("below", |entry| entry.downstream = true);
+    with("web", |entry| entry.hint = "h".into());
+    with("web2", |entry| entry.hint = "h".into());
+    let request = |selector: &str| FetchJwtsviDsRequest {
+        audience: vec!["shop".to_owned()],
+        selectors: selectors(&[selector]),
+        pid: 0,
+    };
+    let status = running.client().fetch_jwtsvi_ds(request("test:nobody")).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "no identity issued"));
+
+    let now = clock().now();
+    let server = async {
+        for _ in 0..2 {
+            let request = running.cache.next_jwt_request().await;
+            let svid = JwtSvid {
+                token: format!("token of {} for {}", request.entry.id, request.audience.join(",")),
+                spiffe_id: request.entry.spiffe_id.clone(),
+                key_id: "k".to_owned(),
+                issued_at: now,
+                expires_at: now + std::time::Duration::from_secs(300),
+            };
+            running.cache.answer_jwt(request, Ok(svid));
+        }
+    };
+    let mut client = running.client();
+    let (answer, ()) = tokio::join!(client.fetch_jwtsvi_ds(request("test:x")), server);
+    let svids = answer.unwrap().into_inner().svids;
+    let tokens: Vec<&str> = svids.iter().map(|svid| svid.token.as_str()).collect();
+    assert_eq!(tokens, ["token of web for shop", "token of web2 for shop"]);
+    assert_eq!((svids[0].expires_at - svids[0].issued_at, svids[0].hint.as_str()), (300, "h"));
+
+    let stream = client.subscribe_to_jwt_bundles(SubscribeToJwtBundlesRequest {}).await.unwrap();
+    let bundles = next(&mut stream.into_inner()).await.bundles;
+    assert_eq!(bundles.keys().collect::<Vec<_>>(), ["spiffe://example.org"]);
 }
 
 #[tokio::test]

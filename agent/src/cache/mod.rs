@@ -223,6 +223,12 @@ impl Cache {
         self.state().jwt_identities(selectors, audience, now)
     }
 
+    /// The identity of an entry, with the token for this audience that is held.
+    pub fn jwt_identity(&self, entry: Arc<Entry>, audience: &[String]) -> JwtIdentity {
+        let now = self.shared.clock.now();
+        self.state().jwt_identity(entry, audience, now)
+    }
+
     /// The bundles by which whoever has these selectors (sorted, unique) judges others: the own trust domain's, and those
     /// that a matching entry federates with. None before the server was heard.
     pub fn bundles_of(&self, selectors: &[Selector]) -> Option<Vec<Arc<TrustBundle>>> {

@@ -117,12 +117,18 @@ impl State {
         let entries = self.entries_of(selectors, now)?;
         let hidden = outshone(&entries);
         let shown = entries.into_iter().enumerate().filter(|(place, _)| !hidden.contains(place));
-        let identity = |entry: Arc<Entry>| {
-            let key = Arc::new(JwtKey::new(entry.spiffe_id.clone(), audience));
-            let held = self.jwt_svids.get(&key, now);
-            JwtIdentity { entry, key, held }
-        };
-        Some(shown.map(|(_, entry)| entry).map(identity).collect())
+        Some(shown.map(|(_, entry)| self.jwt_identity(entry, audience, now)).collect())
+    }
+
+    pub(super) fn jwt_identity(
+        &mut self,
+        entry: Arc<Entry>,
+        audience: &[String],
+        now: SystemTime,
+    ) -> JwtIdentity {
+        let key = Arc::new(JwtKey::new(entry.spiffe_id.clone(), audience));
+        let held = self.jwt_svids.get(&key, now);
+        JwtIdentity { entry, key, held }
     }
 
     pub(super) fn keep_jwt(&mut self, key: Arc<JwtKey>, entry: &Entry, svid: Arc<JwtSvid>) {

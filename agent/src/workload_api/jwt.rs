@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use finial_daemon::clock::Clock;
 use finial_identity::jwt_svid::{self, JwtSvid};
 use finial_identity::selector::Selector;
 use finial_identity::{SpiffeId, TrustDomain};
@@ -19,7 +20,7 @@ use tonic::Status;
 
 use super::WorkloadApi;
 use super::workload::{no_identity, not_ready};
-use crate::cache::{JwtFault, JwtIdentity, View};
+use crate::cache::{Cache, JwtFault, JwtIdentity, JwtSvid as CachedJwt, View};
 
 /// Claims of tokens of other trust domains that are always told.
 const ALWAYS_TOLD: [&str; 3] = ["sub", "exp", "aud"];
@@ -79,19 +80,9 @@ impl Wish {
     }
 
     async fn fetch(&self, api: &WorkloadApi, identity: JwtIdentity) -> Result<Jwtsvid, Status> {
-        let spiffe_id = &identity.entry.spiffe_id;
-        let svid = api.cache.fetch_jwt(&identity, &self.audience).await.map_err(|fault| {
-            tracing::error!(%spiffe_id, error = %fault, "Could not fetch JWT-SVID");
-            let text = format!("could not fetch JWT-SVID: {fault}");
-            match fault {
-                JwtFault::NotIssued(_) => Status::unimplemented(text),
-                JwtFault::Failed(_) | JwtFault::Stopping => Status::unavailable(text),
-            }
-        })?;
-        let ttl = svid.expires_at.duration_since(api.clock.now()).unwrap_or_default();
-        tracing::debug!(%spiffe_id, ttl = ttl.as_secs_f64(), "Fetched JWT SVID");
+        let svid = fetch(&api.cache, &api.clock, &identity, &self.audience).await?;
         Ok(Jwtsvid {
-            spiffe_id: spiffe_id.to_string(),
+            spiffe_id: identity.entry.spiffe_id.to_string(),
             svid: svid.token.clone(),
             hint: identity.entry.hint.clone(),
         })
@@ -133,6 +124,27 @@ impl Doubt {
         let claims = claims(&svid, is_foreign.then_some(&api.allowed_foreign_jwt_claims));
         Ok(ValidateJwtsvidResponse { spiffe_id: svid.id().to_string(), claims: Some(claims) })
     }
+}
+
+/// A token for an identity that the cache gave for this audience.
+pub(crate) async fn fetch(
+    cache: &Cache,
+    clock: &Clock,
+    identity: &JwtIdentity,
+    audience: &[String],
+) -> Result<Arc<CachedJwt>, Status> {
+    let spiffe_id = &identity.entry.spiffe_id;
+    let svid = cache.fetch_jwt(identity, audience).await.map_err(|fault| {
+        tracing::error!(%spiffe_id, error = %fault, "Could not fetch JWT-SVID");
+        let text = format!("could not fetch JWT-SVID: {fault}");
+        match fault {
+            JwtFault::NotIssued(_) => Status::unimplemented(text),
+            JwtFault::Failed(_) | JwtFault::Stopping => Status::unavailable(text),
+        }
+    })?;
+    let ttl = svid.expires_at.duration_since(clock.now()).unwrap_or_default();
+    tracing::debug!(%spiffe_id, ttl = ttl.as_secs_f64(), "Fetched JWT SVID");
+    Ok(svid)
 }
 
 /// All that a workload gets with FetchJWTBundles: JWK Sets by trust domain ID.

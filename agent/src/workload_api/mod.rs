@@ -12,9 +12,9 @@ mod connection;
 mod encode;
 pub(crate) mod foreign;
 mod health;
-mod jwt;
+pub(crate) mod jwt;
 pub mod limit;
-mod workload;
+pub(crate) mod workload;
 
 #[cfg(test)]
 mod tests;

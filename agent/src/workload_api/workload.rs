@@ -275,11 +275,11 @@ fn is_ready(view: &View) -> bool {
     view.synced && view.bundle.as_ref().is_some_and(|bundle| !bundle.x509.is_empty())
 }
 
-pub(super) fn not_ready() -> Status {
+pub(crate) fn not_ready() -> Status {
     Status::unavailable("the agent has not received its entries and bundle from the server yet")
 }
 
-pub(super) fn no_identity() -> Status {
+pub(crate) fn no_identity() -> Status {
     Status::permission_denied("no identity issued")
 }
 

@@ -60,7 +60,7 @@ struct Shared {
 }
 
 impl Cache {
-    /// A token for an identity that [`Cache::jwt_identities`] gave for this audience: the one that is held, unless it is
+    /// A token for an identity that this cache gave for this audience: the one that is held, unless it is
     /// due; else a new one. If there is none, or not within `jwt_svid_cache_hit_timeout`, the one that is due and valid.
     pub async fn fetch_jwt(&self, identity: &JwtIdentity, audience: &[String]) -> Answer {
         let held = identity.held.as_ref().filter(|_| !identity.is_unique());
