@@ -29,6 +29,7 @@ use tonic_health::pb::health_server::HealthServer;
 use crate::access::handshake::{self, ForeignBundles, Trust};
 use crate::access::limit::Limits;
 use crate::agents::prune::{self, PruneSettings};
+use crate::agents::standing::Standings;
 use crate::api::gate::{Access, Door, Gate};
 use crate::api::{
     agent, bundle, debug, entry, health, localauthority, logger, serve, svid, trust_domain, watch as watching,
@@ -46,7 +47,7 @@ use crate::plugins::node_attestor::{Host, NodeAttestors};
 use crate::plugins::{key_manager, upstream_authority};
 use crate::settings::Settings;
 use crate::store::issued::{Batching, IssuedLog};
-use crate::store::{OpenSettings, Store, StoreError};
+use crate::store::{Change, OpenSettings, Store, StoreError};
 
 /// After this time a connection from the network takes no new calls, so that clients come to see new addresses.
 const CONNECTION_AGE: Duration = Duration::from_secs(3 * 60);
@@ -182,15 +183,16 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         log,
         stop: stop.clone(),
     };
+    let standings = Standings::new(store.clone(), clock.clone());
     let access = Arc::new(Access {
-        store: store.clone(),
+        standings: standings.clone(),
         feed: feed.clone(),
         admin_ids: settings.admin_ids.clone(),
         limits: Limits::new(clock.clone(), settings.rate_limits),
         audit: settings.audit_log_enabled,
         clock: clock.clone(),
     });
-    let Services { all, for_strangers } = services(&settings, &handles, attestors, &clock);
+    let Services { all, for_strangers } = services(&settings, &handles, attestors, &standings, &clock);
     let network_gate =
         Gate::new(all.clone().routes(), for_strangers.clone(), Door::Network, Arc::clone(&access));
     let admin_gate = Gate::new(admin_services(all, &handles, &clock), for_strangers, Door::Admin, access);
@@ -209,6 +211,7 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
     let ready = Ready::new();
     let listening = ready.hold("listeners");
     let parts = Parts {
+        standings,
         tasks,
         stop,
         clock,
@@ -234,6 +237,7 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
 }
 
 struct Parts {
+    standings: Standings,
     tasks: Tasks,
     stop: CancellationToken,
     clock: Clock,
@@ -279,6 +283,15 @@ async fn run(
     spawn("authorities", Box::pin(parts.authority.turning.run()));
     spawn("server SVID", Box::pin(show_svid(parts.authority.server_svid, parts.shown)));
     spawn("entries", Box::pin(follow));
+    let (feed, own_bundle, federated) =
+        (parts.feed.clone(), parts.own_bundle.clone(), parts.federated.clone());
+    let on_change = move |change| match change {
+        Change::Rows => feed.poke(),
+        Change::Bundles => {
+            own_bundle.poke();
+            federated.poke();
+        }
+    };
     spawn("own bundle", Box::pin(parts.own_bundle.run(clock.clone(), reload)));
     spawn("federated bundles", Box::pin(parts.federated.run(clock.clone(), reload)));
     if parts.foreign.is_needed() {
@@ -287,6 +300,8 @@ async fn run(
             Box::pin(parts.foreign.follow(parts.store.clone(), clock.clone())),
         );
     }
+    spawn("standing of agents", Box::pin(parts.standings.follow(parts.feed.clone())));
+    spawn("notifications", Box::pin(parts.store.clone().listen(on_change)));
     spawn("pruning", Box::pin(prune::run(parts.store, parts.feed, clock.clone(), parts.pruning)));
 
     let network = listen::tls::accept(parts.api, parts.tls, HANDSHAKE_TIMEOUT, clock.clone());
@@ -336,7 +351,13 @@ struct Services {
     for_strangers: Routes,
 }
 
-fn services(settings: &Settings, handles: &Handles, attestors: NodeAttestors, clock: &Clock) -> Services {
+fn services(
+    settings: &Settings,
+    handles: &Handles,
+    attestors: NodeAttestors,
+    standings: &Standings,
+    clock: &Clock,
+) -> Services {
     let Handles { store, feed, issuer, by_hand, own_bundle, federated, stop, .. } = handles.clone();
     let trust_domain = settings.trust_domain.clone();
     let (cut_off, _) = broadcast::channel::<SpiffeId>(CUT_OFF_BACKLOG);
@@ -384,7 +405,7 @@ fn services(settings: &Settings, handles: &Handles, attestors: NodeAttestors, cl
         .add_service(BundleServer::new(bundles))
         .add_service(WatchServer::new(watching::Watching {
             parts: Arc::new(watching::Parts {
-                store,
+                standings: standings.clone(),
                 feed,
                 own_bundle: own_bundle.clone(),
                 federated,

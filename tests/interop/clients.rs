@@ -245,7 +245,8 @@ fn must_be_renewed(client: &str, seen: &Value) {
 /// A token for each identity, each judged valid by the client itself and by the agent, and one refused.
 fn must_have_tokens(client: &str, seen: &Value) {
     let sorted = |name: &str| {
-        let mut ids: Vec<&str> = seen[name].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
+        let mut ids: Vec<&str> =
+            seen[name].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
         ids.sort_unstable();
         ids
     };
@@ -253,7 +254,10 @@ fn must_have_tokens(client: &str, seen: &Value) {
         assert_eq!(sorted(name), [BATCH, WEB], "{client}: {name}: {seen}");
     }
     assert_eq!(seen["one"], *seen["ids"].as_array().unwrap().last().unwrap(), "{client}: {seen}");
-    assert!(seen["refused"].as_str().unwrap().contains(r#"expected audience in ["other"]"#), "{client}: {seen}");
+    assert!(
+        seen["refused"].as_str().unwrap().contains(r#"expected audience in ["other"]"#),
+        "{client}: {seen}"
+    );
     assert_eq!(seen["keys"], serde_json::json!({ "example.org": 1 }), "{client}: {seen}");
 }
 

@@ -156,6 +156,7 @@ impl ForeignBundles {
         loop {
             match self.refresh(&store).await {
                 Ok(()) => self.tell_of_missing(&mut told, clock.monotonic()),
+                Err(error) if error.is_outage() => {}
                 Err(error) => tracing::warn!(%error, "Unable to read the bundles of foreign administrators"),
             }
             clock.sleep(FOREIGN_REFRESH).await;

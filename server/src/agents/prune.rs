@@ -84,6 +84,7 @@ fn after(what: &'static str, feed: &Feed, pruned: Result<bool, StoreError>) {
     match pruned {
         Ok(true) => feed.poke(),
         Ok(false) => {}
+        Err(error) if error.is_outage() => {}
         Err(error) => tracing::error!(%error, "Failed pruning {what}"),
     }
 }

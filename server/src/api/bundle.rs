@@ -144,7 +144,14 @@ impl Bundle for Bundles {
                 &trust_domain,
                 "getting a federated bundle for the server's own trust domain is not allowed",
             )?;
-            let bundle = self.store.bundles().get(&trust_domain).await;
+            let bundle = match self.store.bundles().get(&trust_domain).await {
+                // Agents ask for it in each of their rounds, and it is in memory.
+                Err(error) if error.is_outage() => match self.federated.get(&trust_domain) {
+                    Some(known) => Ok(Some((*known).clone())),
+                    None => Err(error),
+                },
+                read => read,
+            };
             let bundle = bundle.map_err(|e| Refusal::internal("failed to fetch bundle", &e))?;
             let bundle = bundle.ok_or_else(|| Refusal::not_found("bundle not found"))?;
             Ok(convert::bundle(&bundle, output_mask.as_ref()))

@@ -25,11 +25,10 @@ use crate::access::audit::{self, Outcome, Record, Subject};
 use crate::access::caller::{Caller, CallerError};
 use crate::access::limit::Limits;
 use crate::access::permit::{self, Facts, Granted, Row, Who};
-use crate::agents::standing;
+use crate::agents::standing::Standings;
 use crate::api::status::{self, Refusal};
 use crate::entries::feed::Feed;
 use crate::entries::snapshot::EntryFlags;
-use crate::store::Store;
 
 /// By which listener a connection came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +41,7 @@ pub enum Door {
 
 /// What the decision about a caller needs to know of the server.
 pub struct Access {
-    pub store: Store,
+    pub standings: Standings,
     pub feed: Feed,
     pub admin_ids: Vec<SpiffeId>,
     pub limits: Limits,
@@ -237,7 +236,7 @@ async fn decide(
     if permit::asks_standing(row, &facts)
         && let Some(svid) = caller.svid()
     {
-        let standing = standing::of(&access.store, svid, now).await;
+        let standing = access.standings.of(svid).await;
         let standing = standing.map_err(|e| Refusal::internal("unable to look up agent information", &e))?;
         facts.standing = Some(standing);
     }

@@ -70,10 +70,14 @@ impl Refusal {
         }
     }
 
-    /// INTERNAL for agents and strangers: the peer reads `text`, the log has the cause.
-    pub fn internal(text: &str, cause: &dyn Error) -> Refusal {
+    /// INTERNAL for agents and strangers: the peer reads `text`, the log has the cause. UNAVAILABLE while the database is
+    /// away, which the peer may know, for it will do to try again.
+    pub fn internal(text: &str, cause: &(dyn Error + 'static)) -> Refusal {
         tracing::error!(error = %chain(cause), "{}", Capitalised(text));
-        Refusal::new(Code::Internal, text.to_owned())
+        match is_outage(cause) {
+            true => Refusal::new(Code::Unavailable, format!("{text}: the database cannot be reached")),
+            false => Refusal::new(Code::Internal, text.to_owned()),
+        }
     }
 
     /// What reading a request stream failed with: the peer broke the protocol, or sent too much.
@@ -199,6 +203,17 @@ pub fn code_of(error: &StoreError) -> Code {
         StoreError::Contended(_) => Code::Aborted,
         _ => Code::Internal,
     }
+}
+
+fn is_outage(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<StoreError>().is_some_and(StoreError::is_outage) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// An error and its causes in one line, each said once.

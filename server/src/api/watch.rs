@@ -24,7 +24,7 @@ use tracing::Instrument;
 
 use crate::access::audit::Subject;
 use crate::access::caller::Caller;
-use crate::agents::standing::{self, Standing};
+use crate::agents::standing::{Standing, Standings};
 use crate::api::convert;
 use crate::api::gate::Call;
 use crate::api::status::Refusal;
@@ -33,7 +33,6 @@ use crate::bundles::own::OwnBundle;
 use crate::entries::authorized::{self, AuthorizedSet, Delta, Reach};
 use crate::entries::feed::Feed;
 use crate::entries::snapshot::Snapshot;
-use crate::store::Store;
 
 /// The service.
 pub struct Watching {
@@ -42,7 +41,7 @@ pub struct Watching {
 
 /// What all streams work with.
 pub struct Parts {
-    pub store: Store,
+    pub standings: Standings,
     pub feed: Feed,
     pub own_bundle: OwnBundle,
     pub federated: FederatedBundles,
@@ -155,7 +154,7 @@ enum Event {
 async fn still_stands(parts: &Parts, caller: &Caller) -> Result<bool, Refusal> {
     const WHAT: &str = "agent is no longer authorized";
     let Some(svid) = caller.svid() else { return Ok(false) };
-    match standing::of(&parts.store, svid, parts.clock.now()).await {
+    match parts.standings.of(svid).await {
         Ok(Standing::Active) => Ok(true),
         Ok(Standing::NotActive { .. } | Standing::Expired) => Ok(false),
         Ok(Standing::NotAttested) => Err(Refusal::denied(WHAT, Reason::AgentNotAttested)),

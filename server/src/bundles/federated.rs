@@ -10,7 +10,7 @@ use std::time::Duration;
 use finial_daemon::clock::Clock;
 use finial_identity::bundle::Bundle;
 use finial_identity::trust_domain::TrustDomain;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 use crate::store::{Store, StoreError};
 
@@ -28,12 +28,14 @@ struct Inner {
     shown: watch::Sender<Arc<Federated>>,
     /// Held from a reading to its publication, so that versions are shown in their order.
     turn: Mutex<()>,
+    wake: Notify,
 }
 
 impl FederatedBundles {
     /// Reads them once.
     pub async fn load(store: Store) -> Result<FederatedBundles, StoreError> {
-        let inner = Inner { store, shown: watch::Sender::default(), turn: Mutex::new(()) };
+        let inner =
+            Inner { store, shown: watch::Sender::default(), turn: Mutex::new(()), wake: Notify::new() };
         let bundles = FederatedBundles { inner: Arc::new(inner) };
         bundles.refresh().await?;
         Ok(bundles)
@@ -42,6 +44,16 @@ impl FederatedBundles {
     /// Every version from now on; a slow reader sees the last one only.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Federated>> {
         self.inner.shown.subscribe()
+    }
+
+    /// The bundle of a trust domain as it was read last.
+    pub fn get(&self, trust_domain: &TrustDomain) -> Option<Arc<Bundle>> {
+        self.inner.shown.borrow().get(trust_domain).cloned()
+    }
+
+    /// Has them read again soon, without waiting for it.
+    pub fn poke(&self) {
+        self.inner.wake.notify_one();
     }
 
     /// Shows what the store holds now: to be called after each write.
@@ -62,11 +74,16 @@ impl FederatedBundles {
         Ok(())
     }
 
-    /// Reads them again in each interval. Never ends.
+    /// Reads them again in each interval, and when poked. Never ends.
     pub async fn run(self, clock: Clock, reload: Duration) {
         loop {
-            clock.sleep(reload).await;
-            if let Err(error) = self.refresh().await {
+            tokio::select! {
+                () = clock.sleep(reload) => {}
+                () = self.inner.wake.notified() => {}
+            }
+            if let Err(error) = self.refresh().await
+                && !error.is_outage()
+            {
                 tracing::warn!(%error, "Could not reload federated bundles; the known ones stay in use");
             }
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use finial_daemon::clock::Clock;
 use finial_identity::bundle::{Bundle, JwtAuthority, X509Authority};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 use crate::store::{Store, StoreError};
 
@@ -35,6 +35,7 @@ struct Inner {
     shown: watch::Sender<Arc<Bundle>>,
     /// Held from a write to its publication, so that versions are shown in their order.
     turn: Mutex<()>,
+    wake: Notify,
 }
 
 impl OwnBundle {
@@ -42,7 +43,7 @@ impl OwnBundle {
     pub async fn load(store: Store) -> Result<OwnBundle, StoreError> {
         let bundle = stored(&store).await?;
         let shown = watch::Sender::new(Arc::new(bundle));
-        Ok(OwnBundle { inner: Arc::new(Inner { store, shown, turn: Mutex::new(()) }) })
+        Ok(OwnBundle { inner: Arc::new(Inner { store, shown, turn: Mutex::new(()), wake: Notify::new() }) })
     }
 
     pub fn current(&self) -> Arc<Bundle> {
@@ -113,12 +114,22 @@ impl OwnBundle {
         Ok(self.show(stored(&self.inner.store).await?))
     }
 
-    /// Keeps the bundle fresh (each `reload`) and free of expired authorities (each [`PRUNE_INTERVAL`]). Never ends.
+    /// Has it read again soon, without waiting for it.
+    pub fn poke(&self) {
+        self.inner.wake.notify_one();
+    }
+
+    /// Keeps the bundle fresh (each `reload`, and when poked) and free of expired authorities (each [`PRUNE_INTERVAL`]). Never ends.
     pub async fn run(self, clock: Clock, reload: Duration) {
         let mut prune_at = clock.now() + PRUNE_INTERVAL;
         loop {
-            clock.sleep(reload).await;
-            if let Err(error) = self.refresh().await {
+            tokio::select! {
+                () = clock.sleep(reload) => {}
+                () = self.inner.wake.notified() => {}
+            }
+            if let Err(error) = self.refresh().await
+                && !error.is_outage()
+            {
                 tracing::warn!(%error, "Could not reload the trust bundle; the known one stays in use");
             }
             if prune_at <= clock.now() {

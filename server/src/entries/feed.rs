@@ -144,23 +144,28 @@ impl Feed {
 impl FeedTask {
     /// Follows the event tables until dropped. Failures of the store are logged and tried again.
     pub async fn run(mut self) {
+        let mut asked = true;
         loop {
             let round = self.asked.count.load(Ordering::Acquire);
             let outcome = if self.clock.monotonic() >= self.full_reload_due {
                 self.read_all().await
             } else {
-                self.follow().await
+                // Whoever asks has written to the primary; a look by timer may as well be at the replica.
+                let source = if asked { self.store.clone() } else { self.store.tolerating_stale() };
+                self.follow(&source).await
             };
-            if let Err(error) = outcome {
+            if let Err(error) = outcome
+                && !error.is_outage()
+            {
                 tracing::error!(%error, "Failed to update entry cache");
             }
             self.rounds.send_replace(round);
-            self.wait().await;
+            asked = self.wait().await;
         }
     }
 
-    /// Until somebody asks or the interval is over. Meanwhile entries expire.
-    async fn wait(&mut self) {
+    /// Until somebody asks (true) or the interval is over. Meanwhile entries expire.
+    async fn wait(&mut self) -> bool {
         let until = self.clock.monotonic() + self.settings.reload;
         loop {
             self.expire();
@@ -173,21 +178,22 @@ impl FeedTask {
                 }
             };
             tokio::select! {
-                () = self.asked.wake.notified() => return,
-                () = self.clock.sleep(left) => return,
+                () = self.asked.wake.notified() => return true,
+                () = self.clock.sleep(left) => return false,
                 () = expiry => {}
             }
         }
     }
 
-    async fn follow(&mut self) -> Result<(), StoreError> {
+    /// Reads events from `source`, and the rows that they name where they are never stale.
+    async fn follow(&mut self, source: &Store) -> Result<(), StoreError> {
         let wanted = EventsWanted {
             entries_after: self.entry_place.last(),
             entry_ids: self.entry_place.missing(),
             nodes_after: self.node_place.last(),
             node_ids: self.node_place.missing(),
         };
-        let found = self.store.events().read(wanted).await?;
+        let found = source.events().read(wanted).await?;
         if self.note(found).is_err() {
             tracing::warn!("Event IDs leapt; reading all entries and agents again");
             return self.read_all().await;

@@ -162,11 +162,13 @@ pub struct Batching {
     pub rows: usize,
     /// How long a row waits for others.
     pub wait: Duration,
+    /// The most rows in memory while none can be written; each takes about half a kilobyte.
+    pub kept: usize,
 }
 
 impl Default for Batching {
     fn default() -> Batching {
-        Batching { rows: 2048, wait: Duration::from_millis(50) }
+        Batching { rows: 2048, wait: Duration::from_millis(50), kept: 200_000 }
     }
 }
 
@@ -178,7 +180,7 @@ impl IssuedLog {
     }
 
     /// Notes that something was issued. Does not wait: the row is written with the next batch. If the database cannot be
-    /// written, rows are kept in memory until it can.
+    /// written, up to [`Batching::kept`] rows are kept in memory until it can; of more than that the number is logged.
     pub fn record(&self, record: IssuedRecord) {
         if self.to_task.send(Message::Record(Box::new(record))).is_err() {
             tracing::error!("The log of issued credentials is closed: a credential was not recorded");
@@ -239,6 +241,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 async fn write_batches(store: Store, batching: Batching, mut from_log: mpsc::UnboundedReceiver<Message>) {
     let mut batch: Vec<IssuedRecord> = Vec::new();
+    let mut lost = 0_u64;
     let mut pause = batching.wait;
     let mut failing = false;
     loop {
@@ -258,7 +261,8 @@ async fn write_batches(store: Store, batching: Batching, mut from_log: mpsc::Unb
                 biased;
                 () = &mut wait => break,
                 message = from_log.recv() => match message {
-                    Some(Message::Record(record)) => batch.push(*record),
+                    Some(Message::Record(record)) if batch.len() < batching.kept => batch.push(*record),
+                    Some(Message::Record(_)) => lost += 1,
                     Some(Message::Flush(done)) => flush = Some(done),
                     None => {
                         open = false;
@@ -284,13 +288,21 @@ async fn write_batches(store: Store, batching: Batching, mut from_log: mpsc::Unb
         };
         match &written {
             Ok(()) => {
+                let rows = std::mem::take(&mut lost);
+                if rows > 0 {
+                    tracing::error!(rows, "Issued credentials were not recorded: too many to keep in memory");
+                }
                 failing = false;
                 pause = batching.wait;
             }
             Err(error) => {
-                failing = true;
+                let first = !std::mem::replace(&mut failing, true);
                 pause = (pause * 2).clamp(Duration::from_secs(1), LONGEST_PAUSE);
-                tracing::error!(%error, rows = batch.len(), "Failed to write the log of issued credentials");
+                // The store says itself that the database is away.
+                if !error.is_outage() || first {
+                    let rows = batch.len();
+                    tracing::error!(%error, rows, "Failed to write the log of issued credentials; they are kept in memory");
+                }
             }
         }
         if let Some(done) = flush {

@@ -1,11 +1,13 @@
 //! The engines that the tests run on: SQLite, and PostgreSQL and MariaDB servers that live as long as this process.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use sqlx::{AssertSqlSafe, Connection as _, Executor, MySqlConnection, PgConnection, Row as _};
+use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
 
@@ -153,6 +155,24 @@ impl Database {
         lines.join("\n")
     }
 
+    /// A way to the server that can be cut, and settings that take it.
+    pub(super) async fn behind_relay(&self) -> (Relay, OpenSettings) {
+        let directory = tempfile::tempdir().unwrap();
+        let (socket, server) = match self.fresh.engine {
+            DatabaseType::Postgres => (".s.PGSQL.5432", postgres().unwrap()),
+            _ => ("sock", mysql().unwrap()),
+        };
+        let to = format!("{}/{socket}", server.directory);
+        let here = directory.path().to_str().unwrap().to_owned();
+        let mut settings = self.settings();
+        let string = &mut settings.database.connection_string;
+        *string = string.replace(&server.directory, &here);
+        let mut relay =
+            Relay { from: directory.path().join(socket), to: to.into(), _directory: directory, task: None };
+        relay.restore();
+        (relay, settings)
+    }
+
     async fn pg(&self) -> PgConnection {
         let options = sqlx::postgres::PgConnectOptions::new_without_pgpass();
         let options =
@@ -174,6 +194,36 @@ impl Fresh {
             DatabaseType::Postgres => "postgres",
             _ => "mysql",
         }
+    }
+}
+
+/// Hands connections on to a server, until it is cut.
+pub(super) struct Relay {
+    from: PathBuf,
+    to: PathBuf,
+    task: Option<tokio::task::JoinHandle<()>>,
+    _directory: tempfile::TempDir,
+}
+
+impl Relay {
+    /// Ends all connections, and refuses others.
+    pub(super) async fn cut(&mut self) {
+        let task = self.task.take().unwrap();
+        task.abort();
+        // Its connections end with it.
+        let _ = task.await;
+        std::fs::remove_file(&self.from).unwrap();
+    }
+
+    pub(super) fn restore(&mut self) {
+        let (listener, to) = (UnixListener::bind(&self.from).unwrap(), self.to.clone());
+        self.task = Some(tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((mut from, _)) = listener.accept().await {
+                let mut to = UnixStream::connect(&to).await.unwrap();
+                connections.spawn(async move { tokio::io::copy_bidirectional(&mut from, &mut to).await });
+            }
+        }));
     }
 }
 

@@ -189,6 +189,26 @@ async fn rows_wait_in_memory_while_the_database_cannot_be_written() {
     assert_eq!(store.issued().verify().await.unwrap().rows, 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn no_more_rows_wait_than_there_is_room_for() {
+    let disk = Disk::new();
+    let uri = format!("{}?_busy_timeout=1", disk.connection_string());
+    let store = Store::open(settings(&uri)).await.unwrap();
+    let (log, task) = IssuedLog::start(store.clone(), Batching { rows: 3, kept: 3, ..Batching::default() });
+    tokio::spawn(task);
+    let other = disk.other();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    (1..=9).for_each(|number| log.record(record(number)));
+    assert!(log.flush().await.is_err());
+    (10..=19).for_each(|number| log.record(record(number)));
+    other.execute_batch("ROLLBACK").unwrap();
+    log.flush().await.unwrap();
+    assert_eq!(store.issued().verify().await.unwrap().rows, 3);
+    log.record(record(20));
+    log.flush().await.unwrap();
+    assert_eq!(store.issued().verify().await.unwrap().rows, 4);
+}
+
 #[test]
 fn kinds_have_names_that_are_read_back() {
     for kind in [

@@ -49,6 +49,7 @@ on_network_engines!(
     agents_that_attest_at_once_are_recorded_once,
     servers_write_one_chain_of_what_was_issued,
     connections_that_were_cut_are_made_again,
+    a_database_that_is_away_is_told_at_once_and_found_again,
     a_pool_of_one_serves_everybody_in_turn,
     reads_that_tolerate_it_go_to_the_replica,
 );
@@ -201,7 +202,8 @@ async fn of_many_servers_that_take_a_token_one_gets_it(fresh: Fresh) {
     let stores = servers(fresh, 4).await;
     stores[0].tokens().create("t", NOW, None).await.unwrap();
     let mut tasks = tokio::task::JoinSet::new();
-    for store in stores.iter().cycle().take(20).cloned() {
+    for store in stores.iter().cycle().take(20) {
+        let store = store.clone();
         tasks.spawn(async move { store.tokens().take("t", NOW).await.unwrap() });
     }
     let taken = tasks.join_all().await;
@@ -269,7 +271,8 @@ async fn agents_that_attest_at_once_are_recorded_once(fresh: Fresh) {
     use crate::store::agents::Recorded;
     let stores = servers(fresh, 3).await;
     let mut tasks = tokio::task::JoinSet::new();
-    for store in stores.iter().cycle().take(9).cloned() {
+    for store in stores.iter().cycle().take(9) {
+        let store = store.clone();
         let agent = node("/spire/agent/x");
         tasks.spawn(async move { store.agents().record_attestation(agent).await.unwrap() });
     }
@@ -329,6 +332,35 @@ async fn connections_that_were_cut_are_made_again(fresh: Fresh) {
             store.entries().create(entry(&format!("/w{round}"), &["a:1"])).await.unwrap();
         }
     }
+}
+
+async fn a_database_that_is_away_is_told_at_once_and_found_again(fresh: Fresh) {
+    let database = Database::new(fresh).await;
+    let (mut relay, settings) = database.behind_relay().await;
+    let store = Store::open(settings.clone()).await.unwrap();
+    let made = store.entries().create(entry("/w", &["a:1"])).await.unwrap().entry;
+    let (log, task) = IssuedLog::start(store.clone(), Batching::default());
+    tokio::spawn(task);
+
+    relay.cut().await;
+    for _ in 0..3 {
+        let read = store.entries().get(&made.id).await.unwrap_err();
+        let write = store.entries().create(entry("/x", &["a:1"])).await.unwrap_err();
+        for error in [read, write] {
+            assert!(error.is_outage(), "{error:?}");
+            assert!(error.to_string().contains("the database cannot be reached"), "{error}");
+        }
+    }
+    assert!(Store::open(settings).await.unwrap_err().is_outage(), "nor can another server start");
+    log.record(IssuedRecord::default());
+    assert!(log.flush().await.unwrap_err().is_outage());
+
+    relay.restore();
+    assert!(store.entries().get(&made.id).await.unwrap_err().is_outage(), "not tried again so soon");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(store.entries().get(&made.id).await.unwrap(), Some(made));
+    log.flush().await.unwrap();
+    assert_eq!(store.issued().verify().await.unwrap().rows, 1);
 }
 
 async fn a_pool_of_one_serves_everybody_in_turn(fresh: Fresh) {

@@ -16,7 +16,7 @@ use crate::store::{DatabaseSettings, DatabaseType, StoreError};
 /// How long connecting may take, unless the connection string says otherwise.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long one statement may take. A connection that is silent for longer is given up: its server may be gone.
-const STATEMENT: Duration = Duration::from_secs(60);
+const STATEMENT: Duration = Duration::from_secs(30);
 /// A migration may have to rewrite a table.
 const MIGRATION: Duration = Duration::from_secs(3600);
 /// Rows in one INSERT, so that the number of its values stays below 65,535.
@@ -34,7 +34,7 @@ pub(in crate::store) enum Access {
 /// Where a database is, and as whom to go there.
 pub(in crate::store) enum Target {
     Postgres(postgres::options::Options),
-    MySql(mysql::options::Options),
+    MySql(Box<mysql::options::Options>),
 }
 
 impl Target {
@@ -50,7 +50,9 @@ impl Target {
     fn parse(settings: &DatabaseSettings, key: &'static str, text: &str) -> Result<Target, StoreError> {
         let target = match settings.database_type {
             DatabaseType::Postgres => postgres::options::parse(text).map(Target::Postgres),
-            DatabaseType::MySql => mysql::options::parse(text, &settings.tls).map(Target::MySql),
+            DatabaseType::MySql => {
+                mysql::options::parse(text, &settings.tls).map(|options| Target::MySql(Box::new(options)))
+            }
             DatabaseType::Sqlite => Err("sqlite3 has no such connections".to_owned()),
         };
         // The text is left out: it may hold a password.

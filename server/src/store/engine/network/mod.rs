@@ -43,10 +43,8 @@ impl Database {
     pub(in crate::store) fn open(settings: &OpenSettings) -> Result<Database, StoreError> {
         let runtime = Handle::current();
         let primary = Arc::new(Pool::new(Target::primary(&settings.database)?, settings));
-        let replica = match Target::replica(&settings.database)? {
-            Some(target) => Some(Arc::new(Pool::new(target, settings))),
-            None => None,
-        };
+        let replica = Target::replica(&settings.database)?;
+        let replica = replica.map(|target| Arc::new(Pool::new(target, settings)));
         tracing::info!(database_type = settings.database.database_type.name(), "Opening SQL database");
         let permit = primary.permit_at_once()?;
         let mut lease = primary.connect(&runtime, permit)?;
