@@ -176,9 +176,11 @@ impl Service<Request<Body>> for Gate {
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
-        let Some(row) = permit::row(path).filter(|row| row.who != Who::Local || self.door == Door::Admin)
-        else {
-            let refused = status::unknown_method(path);
+        let is_served = |row: &Row| row.who != Who::Local || self.door == Door::Admin;
+        let Some(row) = permit::row(path).filter(|row| is_served(row)) else {
+            let refused = status::unknown_method(path, |service| {
+                permit::table().iter().any(|row| is_served(row) && row.service() == service)
+            });
             return Box::pin(std::future::ready(Ok(refused.into_http())));
         };
         // Put there by the accept loop.
