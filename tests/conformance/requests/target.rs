@@ -14,6 +14,7 @@ use finial_proto::spire::api::server::bundle::v1 as bundle;
 use finial_proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use finial_proto::spire::api::server::entry::v1 as entry;
 use finial_proto::spire::api::server::entry::v1::entry_client::EntryClient;
+use finial_proto::spire::api::server::localauthority::v1 as localauthority;
 use finial_proto::spire::api::server::localauthority::v1::local_authority_client::LocalAuthorityClient;
 use finial_proto::spire::api::server::svid::v1 as svid;
 use finial_proto::spire::api::server::svid::v1::svid_client::SvidClient;
@@ -89,8 +90,16 @@ impl Target {
     /// Names the authorities: `active-x509`, `prepared-x509`, `active-jwt`, `prepared-jwt` are the first of their kind.
     pub async fn learn_authorities(&mut self) {
         let mut client = LocalAuthorityClient::new(self.channel("admin").clone());
-        let x509 = client.get_x509_authority_state(Default::default()).await.unwrap().into_inner();
-        let jwt = client.get_jwt_authority_state(Default::default()).await.unwrap().into_inner();
+        let x509 = client
+            .get_x509_authority_state(localauthority::GetX509AuthorityStateRequest {})
+            .await
+            .unwrap()
+            .into_inner();
+        let jwt = client
+            .get_jwt_authority_state(localauthority::GetJwtAuthorityStateRequest {})
+            .await
+            .unwrap()
+            .into_inner();
         for (name, state) in [
             ("active-x509", x509.active),
             ("prepared-x509", x509.prepared),
