@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a broken fixture ends the test")]
 
 mod admin;
+mod by_hand;
 mod identities;
 mod nodes;
 mod possession;

@@ -438,3 +438,37 @@ async fn a_server_svid_of_a_tainted_authority_is_replaced_at_once() {
     machine.clock.sleep(Duration::from_secs(60)).await;
     assert_eq!(authority.server_svid.borrow().svid.serial_decimal(), serial);
 }
+
+/// The driver would refuse a CA that ends no later than the one in use; an operator may want it all the same.
+#[tokio::test(start_paused = true)]
+async fn an_order_is_carried_out_between_two_steps_and_not_tried_again() {
+    let pki = Pki::new();
+    pki.root("root", pki::P256, "/O=Big Corp/CN=Root", 3650, pki::CA);
+    pki.below("issuing", "root", pki::P256, "/O=Big Corp/CN=Issuing", 1, pki::CA);
+    let mut machine = Machine::new().await;
+    machine.upstream =
+        Some(pki.upstream("issuing.pem", "issuing.key", Some("root.pem"), machine.clock.clone()));
+    let mut driver = machine.driver().await;
+    driver.start().await.unwrap();
+    let (orders, active) = (driver.orders(), driver.active());
+    tokio::spawn(driver.run());
+    let first = orders.show().await.unwrap().active.unwrap();
+    machine.clock.sleep(Duration::from_secs(60)).await;
+
+    let gone = pki.path("gone.key");
+    std::fs::rename(pki.path("issuing.key"), &gone).unwrap();
+    let text = orders.prepare().await.unwrap_err().to_string();
+    assert!(text.contains("issuing.key can not be read"), "{text}");
+    std::fs::rename(&gone, pki.path("issuing.key")).unwrap();
+    machine.clock.sleep(Duration::from_secs(600)).await;
+    let standings = orders.show().await.unwrap();
+    assert_eq!((standings.active.as_ref(), &standings.next), (Some(&first), &None), "nobody tried it again");
+
+    let prepared = orders.prepare().await.unwrap().prepared().unwrap().clone();
+    assert_eq!(prepared.expires_at, first.expires_at, "both end with the enterprise's certificate");
+    let standings = orders.activate(&prepared.authority_id).await.unwrap();
+    assert_eq!((standings.active.as_ref(), standings.old()), (Some(&prepared), Some(&first)));
+    assert_eq!(active.borrow().as_ref().unwrap().authority_id(), prepared.authority_id);
+    let again = machine.driver().await;
+    assert_eq!(active_id(&again), Some(prepared.authority_id), "a start goes on with it");
+}
