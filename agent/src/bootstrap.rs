@@ -11,6 +11,7 @@ use finial_daemon::dial::Dialer;
 use finial_identity::TrustDomain;
 use finial_identity::bundle::document::{self, DocumentError};
 use finial_identity::bundle::{Bundle, X509Authority};
+use tokio::io::AsyncReadExt;
 
 use crate::own_svid::Trust;
 use crate::settings::{Bootstrap, BundleFormat, Endpoint, Settings};
@@ -78,7 +79,7 @@ impl FirstTrust {
                 return Ok(Trust::FirstMet);
             }
             Bootstrap::File { path, format } => {
-                let bytes = tokio::fs::read(path).await;
+                let bytes = read(path).await;
                 let bytes = bytes.map_err(|source| BootstrapError::Read { path: path.clone(), source })?;
                 (bytes, path.display().to_string(), *format)
             }
@@ -203,8 +204,23 @@ fn since_text(trial: &Trial) -> String {
 fn parse(trust_domain: &TrustDomain, bytes: &[u8], format: BundleFormat) -> Result<Bundle, DocumentError> {
     match format {
         BundleFormat::Pem => document::from_pem(trust_domain, bytes),
-        BundleFormat::Spiffe => document::parse(trust_domain, bytes),
+        BundleFormat::Spiffe => {
+            let document = document::read(trust_domain, bytes)?;
+            for skipped in &document.skipped {
+                let (index, reason) = (skipped.index, &skipped.reason);
+                tracing::warn!("Element {index} of \"keys\" of the trust bundle is left out: {reason}");
+            }
+            Ok(document.bundle)
+        }
     }
+}
+
+/// The file, or one byte more than a document may have: the rest would be refused anyhow.
+async fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = tokio::fs::File::open(path).await?;
+    file.take(document::MAX_DOCUMENT_BYTES as u64 + 1).read_to_end(&mut bytes).await?;
+    Ok(bytes)
 }
 
 async fn fetch(url: &str, unix_socket: Option<&Path>) -> Result<Vec<u8>, String> {
@@ -242,7 +258,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 mod tests {
     use std::time::UNIX_EPOCH;
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
     use tokio::net::UnixListener;
 
     use super::*;

@@ -15,6 +15,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a broken fixture ends the test")]
 
+mod bundle_documents;
 mod normal;
 mod stage;
 mod transcript;
@@ -42,7 +43,22 @@ macro_rules! server {
     };
 }
 
-server![agent, bundle, debug, entry, federation, general, healthcheck, jwt, logger, token, validate, x509];
+server![
+    agent,
+    bundle,
+    debug,
+    entry,
+    federation,
+    general,
+    healthcheck,
+    jwt,
+    localauthority,
+    logger,
+    token,
+    upstreamauthority,
+    validate,
+    x509,
+];
 
 fn file(folder: &str, name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("cli").join(folder).join(format!("{name}.txt"))

@@ -8,9 +8,7 @@
 //! - Nobody can keep others from being served: connections and attestations are counted by user.
 
 pub(crate) mod caller;
-pub mod check;
 mod connection;
-mod count;
 mod encode;
 pub(crate) mod foreign;
 mod health;
@@ -26,7 +24,6 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use finial_daemon::{
     clock::Clock,
     listen::{self, Incoming},
-    metrics::Metrics,
     ready::Gate,
 };
 use finial_proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
@@ -79,7 +76,6 @@ pub struct WorkloadApi {
     pub rules: Rules,
     /// What health is told from.
     pub ready: Gate,
-    pub metrics: Metrics,
     /// The time.
     pub clock: Clock,
 }
@@ -113,7 +109,7 @@ pub async fn serve(
     api: WorkloadApi,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    let (clock, metrics) = (api.clock.clone(), api.metrics.clone());
+    let clock = api.clock.clone();
     let health =
         HealthServer::new(health::Health::new(api.ready.clone())).max_decoding_message_size(MAX_REQUEST);
     let serves_workloads = api.rules.serves_workloads;
@@ -138,7 +134,7 @@ pub async fn serve(
         .add_service(health)
         .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_REQUEST))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_REQUEST));
-    Ok(serve_routes(incoming, routes.routes(), metrics, clock, shutdown).await?)
+    Ok(serve_routes(incoming, routes.routes(), clock, shutdown).await?)
 }
 
 /// Serves one socket whose callers are processes of this machine; see [`serve`]. Requests carry their
@@ -146,7 +142,6 @@ pub async fn serve(
 pub(crate) async fn serve_routes(
     incoming: Incoming,
     routes: Routes,
-    metrics: Metrics,
     clock: Clock,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -156,7 +151,6 @@ pub(crate) async fn serve_routes(
     let connections = connection::watch(listen::plain(incoming), cut_off.clone(), clock.clone());
     let server = Server::builder()
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-        .layer(count::CountCalls::new(metrics))
         .add_routes(routes)
         .serve_with_incoming_shutdown(connections, shutdown.clone().cancelled_owned());
     tokio::pin!(server);

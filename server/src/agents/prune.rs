@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use finial_daemon::clock::Clock;
-use finial_daemon::metrics::UNKNOWN;
 
 use crate::entries::feed::Feed;
 use crate::store::{Store, StoreError};
@@ -48,9 +47,7 @@ pub async fn run(store: Store, feed: Feed, clock: Clock, settings: PruneSettings
     let entries = async {
         loop {
             clock.sleep(ENTRIES_EVERY).await;
-            let entries = store.entries();
-            let prune = entries.prune_expired(clock.unix());
-            let pruned = counted(&store, &["registration_entry", "manager", "prune"], prune).await;
+            let pruned = store.entries().prune_expired(clock.unix()).await;
             after("registration entries", &feed, pruned.map(|pruned| !pruned.is_empty()));
         }
     };
@@ -75,21 +72,11 @@ pub async fn run(store: Store, feed: Feed, clock: Clock, settings: PruneSettings
         loop {
             clock.sleep(nodes_every).await;
             let before = ago(pruning.expired_for);
-            let agents = store.agents();
-            let prune = agents.prune(before, pruning.include_tofu, pruning.batch);
-            let pruned = counted(&store, &["node", "manager", "prune"], prune).await;
+            let pruned = store.agents().prune(before, pruning.include_tofu, pruning.batch).await;
             after("expired nodes", &feed, pruned.map(|pruned| !pruned.is_empty()));
         }
     };
     tokio::join!(entries, tokens, events, nodes);
-}
-
-async fn counted<T>(
-    store: &Store,
-    words: &[&'static str],
-    prune: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    store.metrics().timed(words, |_| UNKNOWN, prune).await
 }
 
 /// Has the snapshot follow where something that it shows is gone.

@@ -2,7 +2,6 @@
 
 pub mod format;
 
-use std::io::Read;
 use std::path::Path;
 
 use finial_daemon::argv::text;
@@ -209,16 +208,14 @@ impl Count {
 }
 
 fn read(path: Option<&str>) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
     let read = match path {
-        None => std::io::stdin().read_to_end(&mut bytes),
-        Some(path) => std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)),
+        None => format::read_at_most(std::io::stdin()),
+        Some(path) => std::fs::File::open(path).and_then(format::read_at_most),
     };
     read.map_err(|error| {
         let cause = text::file_error("open", Path::new(path.unwrap_or("/dev/stdin")), &error);
         fail(format!("unable to load bundle data: {cause}"))
-    })?;
-    Ok(bytes)
+    })
 }
 
 fn mode(given: &str) -> Result<Mode, Failure> {

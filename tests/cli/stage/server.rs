@@ -9,6 +9,7 @@ use finial_daemon::keys::{KeyType, WorkloadKey, spire_subject};
 use finial_proto::spire::api::server::agent::v1 as wire;
 use finial_proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use finial_proto::spire::api::types;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
@@ -19,6 +20,8 @@ const ATTEMPTS: u32 = 1200;
 const PAUSE: Duration = Duration::from_millis(50);
 
 pub struct ServerStage {
+    program: PathBuf,
+    folder: PathBuf,
     process: Child,
     socket: PathBuf,
     runtime: Runtime,
@@ -28,16 +31,13 @@ impl Stage for ServerStage {
     const PROGRAM: &'static str = "server";
 
     fn start(programs: &Programs, folder: &Path) -> ServerStage {
-        let configuration = folder.join("server.conf");
-        std::fs::write(&configuration, configured(folder)).unwrap();
-        let log = std::fs::File::create(folder.join("server.log")).unwrap();
-        let mut process = Command::new(programs.path("server"));
-        process.args(["run", "-config", configuration.to_str().unwrap()]).stdin(Stdio::null());
-        process.stdout(log.try_clone().unwrap()).stderr(log);
+        std::fs::write(folder.join("server.conf"), configured(folder)).unwrap();
+        let program = programs.path("server");
+        let process = launch(&program, folder);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let mut stage =
-            ServerStage { process: process.spawn().unwrap(), socket: folder.join("server.sock"), runtime };
-        stage.wait(programs, folder);
+        let socket = folder.join("server.sock");
+        let mut stage = ServerStage { program, folder: folder.to_owned(), process, socket, runtime };
+        stage.wait();
         stage
     }
 
@@ -45,20 +45,62 @@ impl Stage for ServerStage {
         vec![("SPIRE_SERVER_PRIVATE_SOCKET".to_owned(), self.socket.to_str().unwrap().to_owned())]
     }
 
-    /// `agent NAME`: a node attests with the join token NAME.
+    /// `agent NAME`: a node attests with the join token NAME. `upstream`: the server's CAs are signed from now on by a new
+    /// CA of an enterprise; the first time the server is started again for it.
     fn direct(&mut self, words: &[String]) {
         match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["agent", token] => self.runtime.block_on(attest(channel(&self.socket), token)),
+            ["agent", token] => self.call(|channel| attest(channel, token)),
+            ["upstream"] => self.upstream(),
             _ => panic!("nobody knows what to do about {words:?}"),
         }
     }
 }
 
 impl ServerStage {
-    fn wait(&mut self, programs: &Programs, folder: &Path) {
-        let log = || std::fs::read_to_string(folder.join("server.log")).unwrap();
+    /// Waits for what is done over the admin socket.
+    pub fn call<F: Future>(&self, work: impl FnOnce(Channel) -> F) -> F::Output {
+        self.runtime.block_on(async {
+            work(dial::channel(Dialer::Unix(self.socket.clone()), None, "localhost")).await
+        })
+    }
+
+    fn upstream(&mut self) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(DnType::CommonName, "Enterprise CA");
+        let certificate = params.self_signed(&key).unwrap();
+        std::fs::write(self.folder.join("upstream-key.pem"), key.serialize_pem()).unwrap();
+        std::fs::write(self.folder.join("upstream.pem"), certificate.pem()).unwrap();
+        let configuration = self.folder.join("server.conf");
+        let text = std::fs::read_to_string(&configuration).unwrap();
+        if !text.contains("UpstreamAuthority") {
+            let folder = self.folder.display();
+            let block = format!(
+                r#"plugins {{
+    UpstreamAuthority "disk" {{
+        plugin_data {{
+            cert_file_path = "{folder}/upstream.pem"
+            key_file_path = "{folder}/upstream-key.pem"
+        }}
+    }}"#
+            );
+            std::fs::write(&configuration, text.replace("plugins {", &block)).unwrap();
+            self.process.kill().unwrap();
+            self.process.wait().unwrap();
+            for file in ["datastore.sqlite3", "keys.json", "server.sock"] {
+                std::fs::remove_file(self.folder.join(file)).unwrap();
+            }
+            self.process = launch(&self.program, &self.folder);
+            self.wait();
+        }
+    }
+
+    fn wait(&mut self) {
+        let log = || std::fs::read_to_string(self.folder.join("server.log")).unwrap();
         let healthy = || {
-            let mut ask = Command::new(programs.path("server"));
+            let mut ask = Command::new(&self.program);
             ask.args(["healthcheck", "-socketPath", self.socket.to_str().unwrap()]);
             ask.stdin(Stdio::null()).output().unwrap().status.success()
         };
@@ -83,14 +125,16 @@ impl Drop for ServerStage {
     }
 }
 
-fn channel(socket: &Path) -> impl Fn() -> Channel {
-    let socket = socket.to_owned();
-    move || dial::channel(Dialer::Unix(socket.clone()), None, "localhost")
+fn launch(program: &Path, folder: &Path) -> Child {
+    let log = std::fs::File::create(folder.join("server.log")).unwrap();
+    let mut process = Command::new(program);
+    process.args(["run", "-config", folder.join("server.conf").to_str().unwrap()]).stdin(Stdio::null());
+    process.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
 }
 
 /// Anybody may attest, over the socket as over the network.
-async fn attest(channel: impl Fn() -> Channel, token: &str) {
-    let mut client = AgentClient::new(channel());
+async fn attest(channel: Channel, token: &str) {
+    let mut client = AgentClient::new(channel);
     let request = wire::CreateJoinTokenRequest { ttl: 600, token: token.to_owned(), agent_id: None };
     client.create_join_token(request).await.unwrap();
     let csr = WorkloadKey::generate(KeyType::EcP256).unwrap().csr(&spire_subject(), &[]).unwrap();

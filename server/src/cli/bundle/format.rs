@@ -1,5 +1,7 @@
 //! Bundles as text: PEM certificates, or a document of the SPIFFE bundle format.
 
+use std::io::{self, Read};
+
 use finial_daemon::argv::text;
 use finial_identity::TrustDomain;
 use finial_identity::bundle::document::{self, DocumentError, certificate_pem};
@@ -74,6 +76,13 @@ impl Format {
             }
         }
     }
+}
+
+/// All that there is, or one byte more than a document may have: the rest would be refused anyhow.
+pub fn read_at_most(source: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    source.take(document::MAX_DOCUMENT_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The certificates of a PEM file that holds nothing else.

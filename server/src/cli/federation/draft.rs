@@ -9,7 +9,7 @@ use finial_proto::spire::api::types::federation_relationship::BundleEndpointProf
 use finial_proto::spire::api::types::{Bundle, FederationRelationship, HttpsWebProfile, HttpsspiffeProfile};
 use serde_json::{Map, Value};
 
-use crate::cli::bundle::format::Format;
+use crate::cli::bundle::format::{Format, read_at_most};
 use crate::cli::matching::given;
 use crate::cli::output::{Failure, fail};
 
@@ -136,7 +136,7 @@ impl BundleGiven {
         match self {
             BundleGiven::None => Ok(None),
             BundleGiven::File(path) => {
-                let bytes = std::fs::read(&path).map_err(|error| {
+                let bytes = std::fs::File::open(&path).and_then(read_at_most).map_err(|error| {
                     let cause = text::file_error("open", Path::new(&path), &error);
                     fail(format!("cannot read bundle file: {cause}"))
                 })?;
