@@ -20,6 +20,7 @@
 mod certificates;
 mod permissions;
 mod requests;
+mod scenarios;
 mod spiffe_ids;
 mod streams;
 mod workload_api;

@@ -11,5 +11,6 @@ pub mod network;
 pub mod person;
 pub mod raw;
 pub mod real;
+pub mod stage;
 pub mod wire;
 pub mod world;
