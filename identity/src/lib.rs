@@ -17,6 +17,7 @@ pub mod possession;
 pub mod selector;
 mod signature;
 pub mod spiffe_id;
+pub mod ssh;
 pub mod trust_domain;
 pub mod x509_svid;
 

@@ -1,6 +1,8 @@
 //! Node attestors: how this node proves to the server which node it is.
 
+mod http_challenge;
 mod join_token;
+mod sshpop;
 mod x509pop;
 
 use std::sync::Arc;
@@ -102,13 +104,14 @@ type Configure = fn(Section, &Given) -> Result<Arc<dyn NodeAttestor>, SettingsEr
 
 /// All attestors that are part of the agent.
 pub const BUILT_IN: &[BuiltIn] = &[
+    BuiltIn { name: http_challenge::NAME, configure: http_challenge::configure },
     BuiltIn { name: "join_token", configure: join_token::configure },
+    BuiltIn { name: sshpop::NAME, configure: sshpop::configure },
     BuiltIn { name: x509pop::NAME, configure: x509pop::configure },
 ];
 
 /// What the reference has beyond [`BUILT_IN`].
-const NOT_BUILT: &[&str] =
-    &["aws_iid", "azure_imds", "azure_msi", "gcp_iit", "http_challenge", "k8s_psat", "sshpop", "tpm_devid"];
+const NOT_BUILT: &[&str] = &["aws_iid", "azure_imds", "azure_msi", "gcp_iit", "k8s_psat", "tpm_devid"];
 
 /// Makes the attestor that a block of the configuration names. Blocking when its settings are in a file.
 pub fn load(stanza: &PluginStanza, given: &Given) -> Result<Arc<dyn NodeAttestor>, PluginRefused> {

@@ -6,7 +6,6 @@ use finial_identity::trust_domain::TrustDomain;
 use serde_json::Value;
 
 use super::path_template::PathTemplate;
-use super::{AttestorFault, Code};
 
 /// A template for what follows `spiffe://<trust domain>/spire/agent`.
 #[derive(Debug)]
@@ -32,11 +31,12 @@ impl AgentPath {
     }
 
     /// The agent's ID. `fields` are what the template may name.
-    pub fn agent_id(&self, trust_domain: &TrustDomain, fields: &Value) -> Result<SpiffeId, AttestorFault> {
-        let failed = |error: &dyn std::fmt::Display| {
-            AttestorFault::new(Code::Internal, format!("failed to make spiffe id: {error}"))
-        };
-        let path = self.template.render(fields).map_err(|error| failed(&error))?;
-        trust_domain.agent_id(&path).map_err(|error| failed(&error))
+    ///
+    /// # Errors
+    ///
+    /// In words.
+    pub fn agent_id(&self, trust_domain: &TrustDomain, fields: &Value) -> Result<SpiffeId, String> {
+        let path = self.template.render(fields).map_err(|error| error.to_string())?;
+        trust_domain.agent_id(&path).map_err(|error| error.to_string())
     }
 }

@@ -6,14 +6,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use finial_daemon::clock::Clock;
 use finial_daemon::settings::{Section, parse};
+use finial_identity::trust_domain::TrustDomain;
 
 use super::{AttestorFault, Code, Evidence, Host, Make, NodeAttestor, exchange};
-use crate::entries::fixture::td;
 use crate::store::{OpenSettings, Store};
 
 /// When the tests take place: 2026-01-01.
 pub fn today() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_767_225_600)
+}
+
+pub fn td() -> TrustDomain {
+    TrustDomain::parse("example.org").unwrap()
 }
 
 pub async fn host() -> Host {

@@ -2,8 +2,10 @@
 
 mod agent_path;
 pub mod exchange;
+pub mod http_challenge;
 pub mod join_token;
 pub mod path_template;
+pub mod sshpop;
 pub mod x509pop;
 
 use std::collections::BTreeMap;
@@ -79,11 +81,15 @@ pub struct Host {
 pub type Make = fn(Section, &Host) -> Result<Arc<dyn NodeAttestor>, SettingsError>;
 
 /// All attestors that this program has.
-pub const BUILT_IN: &[(&str, Make)] = &[(join_token::NAME, join_token::make), (x509pop::NAME, x509pop::make)];
+pub const BUILT_IN: &[(&str, Make)] = &[
+    (http_challenge::NAME, http_challenge::make),
+    (join_token::NAME, join_token::make),
+    (sshpop::NAME, sshpop::make),
+    (x509pop::NAME, x509pop::make),
+];
 
 /// SPIRE's other attestors, which this program refuses by name.
-pub const NOT_BUILT: &[&str] =
-    &["aws_iid", "azure_imds", "azure_msi", "gcp_iit", "http_challenge", "k8s_psat", "sshpop", "tpm_devid"];
+pub const NOT_BUILT: &[&str] = &["aws_iid", "azure_imds", "azure_msi", "gcp_iit", "k8s_psat", "tpm_devid"];
 
 /// The configured attestors by name. Join tokens are always among them, as in SPIRE.
 #[derive(Clone)]

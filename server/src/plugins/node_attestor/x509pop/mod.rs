@@ -230,7 +230,9 @@ impl X509Pop {
         fields.insert("TrustDomain".to_owned(), json!(trust_domain.name()));
         fields.insert("SVIDPathTrimmed".to_owned(), json!(svid_path));
         fields.insert("URISanSelectors".to_owned(), Value::Object(named));
-        let agent_id = self.agent_path.agent_id(trust_domain, &Value::Object(fields))?;
+        let agent_id = self.agent_path.agent_id(trust_domain, &Value::Object(fields)).map_err(|error| {
+            AttestorFault::new(Code::Internal, format!("failed to make spiffe id: {error}"))
+        })?;
 
         let mut values = Vec::new();
         let common_name = leaf.common_name();
