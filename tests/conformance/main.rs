@@ -13,7 +13,7 @@
 //! | U52 agent restarted | `interop::processes` |
 //! | U53 TLS on the socket, U55 connections that come, go and hang | `interop::socket` |
 //!
-//! U12 to U24 are about JWT-SVIDs, which are not built: their methods answer Unimplemented (U28).
+//! The cases J01 to J65 of JWT-SVIDs are held in `identity`'s tests.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a broken fixture ends the test")]
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use finial_proto::workload::{X509BundlesResponse, X509svidResponse};
 use finial_tests::person::Person;
 use finial_tests::raw;
+use finial_tests::tokens::{self, Stranger};
 use finial_tests::world::{Node, Shape, World};
 use prost::Message;
 use tonic::{Code, Status};
@@ -128,10 +129,7 @@ async fn each_caller_gets_the_status_of_the_table() {
         assert_eq!((refused.code(), refused.message()), DENIED, "{case}");
     }
 
-    let unimplemented: [(&str, &str); 9] = [
-        ("U12-U20, U28", METHODS[2]),
-        ("U12, U28", METHODS[3]),
-        ("U21-U24, U28", METHODS[4]),
+    let unimplemented: [(&str, &str); 6] = [
         ("U25", METHODS[5]),
         ("U25", METHODS[6]),
         ("U28", "/SpiffeWorkloadAPI/FetchX509Svid"),
@@ -144,6 +142,97 @@ async fn each_caller_gets_the_status_of_the_table() {
             let refused = estate.ask(who, method, b"", HEADER).await.unwrap_err();
             assert_eq!(refused.code(), Code::Unimplemented, "{case} {method}: {refused}");
         }
+    }
+}
+
+/// U12 to U23: tokens and JWT keys, to whom they are due.
+#[tokio::test(start_paused = true)]
+async fn jwt_svids_are_given_and_judged_as_the_table_says() {
+    let estate = Estate::new(Shape::default()).await;
+    let of = |who: &Person| estate.node.workload(who.pid());
+    let (one, two, nobody) = (of(&estate.one), of(&estate.two), of(&estate.nobody));
+    let (e1, e2, e3) = ("spiffe://example.org/e1", "spiffe://example.org/e2", "spiffe://example.org/e3");
+    let must_be = |case: &str, refused: Status, code: Code, text: &str| {
+        assert_eq!((refused.code(), refused.message()), (code, text), "{case}");
+    };
+
+    must_be("U12", tokens::key_ids(&nobody).await.unwrap_err(), DENIED.0, DENIED.1);
+    assert_eq!(
+        tokens::key_ids(&two).await.unwrap().into_keys().collect::<Vec<_>>(),
+        ["spiffe://example.org"]
+    );
+    must_be("U13", tokens::fetch(&nobody, &["a"], "").await.unwrap_err(), DENIED.0, DENIED.1);
+
+    let mut given = tokens::fetch(&two, &["a", "b"], "").await.unwrap();
+    assert_eq!((given.len(), given[0].spiffe_id.as_str()), (1, e3), "U14");
+    let token = given.remove(0).svid;
+    let (header, claims) = tokens::parts(&token);
+    assert_eq!((&claims["aud"], &claims["sub"]), (&serde_json::json!(["a", "b"]), &e3.into()), "U14");
+    let mut names: Vec<&String> = header.as_object().unwrap().keys().collect();
+    names.sort();
+    assert_eq!(names, ["alg", "kid", "typ"], "U14, JW-02");
+    tokens::judge(&estate.world, &token, "b").unwrap();
+
+    let no_audience = "audience must be specified";
+    for (case, audience) in [("U15", &[][..]), ("U16", &[""])] {
+        let refused = tokens::fetch(&one, audience, "").await.unwrap_err();
+        must_be(case, refused, Code::InvalidArgument, no_audience);
+    }
+    let refused = tokens::fetch(&one, &["a"], "foo").await.unwrap_err();
+    must_be(
+        "U17",
+        refused,
+        Code::InvalidArgument,
+        "invalid requested SPIFFE ID: scheme is missing or invalid",
+    );
+    let given = tokens::fetch(&one, &["a"], "").await.unwrap();
+    assert_eq!(given.len(), 2, "U18");
+    // In the order of entry IDs, which are random.
+    assert!([e1, e2].iter().all(|id| given.iter().any(|svid| svid.spiffe_id == *id)), "U18");
+    assert_eq!(tokens::fetch(&one, &["a"], e2).await.unwrap()[0].spiffe_id, e2);
+    for (case, id) in [("U19", e3), ("U20", "spiffe://other.test/x")] {
+        must_be(case, tokens::fetch(&one, &["a"], id).await.unwrap_err(), DENIED.0, DENIED.1);
+    }
+
+    must_be("U21", tokens::validate(&one, "", &token).await.unwrap_err(), Code::InvalidArgument, no_audience);
+    let refused = tokens::validate(&one, "a", "").await.unwrap_err();
+    must_be("U22", refused, Code::InvalidArgument, "svid must be specified");
+    for who in [&one, &nobody] {
+        let valid = tokens::validate(who, "a", &token).await.unwrap();
+        assert_eq!(valid.spiffe_id, e3, "U23");
+        let claims = valid.claims.unwrap().fields;
+        use prost_types::value::Kind;
+        assert!(matches!(claims["sub"].kind, Some(Kind::StringValue(_))), "U23");
+        assert!(matches!(claims["aud"].kind, Some(Kind::ListValue(_))), "U23");
+        assert!(matches!(claims["exp"].kind, Some(Kind::NumberValue(_))), "U23");
+    }
+}
+
+/// U24, and U12 where verifiers need no identity.
+#[tokio::test(start_paused = true)]
+async fn foreign_jwt_svids_are_judged_by_those_who_federate() {
+    let agent = "allow_unauthenticated_verifiers = true".to_owned();
+    let estate = Estate::new(Shape { agent, ..Shape::default() }).await;
+    let stranger = Stranger::federated(&estate.world, "other.test").await;
+    let mut e1 = estate.world.register("node", "friend", &[estate.one.selector()]).await;
+    e1.federates_with = vec!["other.test".to_owned()];
+    estate.world.update(e1).await;
+    let (friend, other) = (estate.node.workload(estate.one.pid()), estate.node.workload(estate.two.pid()));
+    let mut bundles = tokens::follow_bundles(&friend).await.unwrap();
+    let both = ["spiffe://example.org", "spiffe://other.test"];
+    while tokens::key_ids_of(&bundles.message().await.unwrap().unwrap()).into_keys().collect::<Vec<_>>()
+        != both
+    {}
+
+    let more = [("role", serde_json::json!("admin"))];
+    let token = stranger.sign("/x", &["a"], estate.world.clock.now(), &more);
+    let valid = tokens::validate(&friend, "a", &token).await.unwrap();
+    let claims = valid.claims.unwrap().fields;
+    assert_eq!(claims.keys().collect::<Vec<_>>(), ["aud", "exp", "sub"], "U24");
+    let refused = tokens::validate(&other, "a", &token).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "U24");
+    for who in [&other, &estate.node.workload(estate.nobody.pid())] {
+        assert_eq!(tokens::key_ids(who).await.unwrap().into_keys().collect::<Vec<_>>(), both[..1], "U12");
     }
 }
 

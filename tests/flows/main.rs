@@ -5,6 +5,7 @@
 mod admin;
 mod by_hand;
 mod identities;
+mod jwt;
 mod nodes;
 mod possession;
 mod rotation;

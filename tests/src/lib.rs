@@ -12,5 +12,6 @@ pub mod person;
 pub mod raw;
 pub mod real;
 pub mod stage;
+pub mod tokens;
 pub mod wire;
 pub mod world;

@@ -21,7 +21,10 @@ impl Client {
     pub async fn sign_jwt(&self, entry_id: &str, audience: &[String]) -> Result<SignedJwt, CallError> {
         let request = NewJwtsvidRequest { entry_id: entry_id.to_owned(), audience: audience.to_vec() };
         let answer = self
-            .call("NewJWTSVID", |channel| async move { SvidClient::new(channel).new_jwtsvid(request).await })
+            .call("NewJWTSVID", |channel| {
+                let request = request.clone();
+                async move { SvidClient::new(channel).new_jwtsvid(request).await }
+            })
             .await?;
         let malformed = |text: &str| CallError::Malformed(text.to_owned());
         let svid = answer.svid.ok_or_else(|| malformed("JWTSVID response missing SVID"))?;

@@ -184,8 +184,9 @@ impl Client {
             output_mask: None,
         };
         let answer = self
-            .call("GetFederatedBundle", |channel| async move {
-                bundles(channel).get_federated_bundle(request).await
+            .call("GetFederatedBundle", |channel| {
+                let request = request.clone();
+                async move { bundles(channel).get_federated_bundle(request).await }
             })
             .await?;
         wire::bundle(answer)
@@ -210,11 +211,14 @@ impl Client {
             .collect();
         let request = svid::v1::BatchNewX509svidRequest { params };
         let answer = self
-            .call("BatchNewX509SVID", |channel| async move {
-                svid::v1::svid_client::SvidClient::new(channel)
-                    .max_decoding_message_size(MAX_ANSWER)
-                    .batch_new_x509svid(request)
-                    .await
+            .call("BatchNewX509SVID", |channel| {
+                let request = request.clone();
+                async move {
+                    svid::v1::svid_client::SvidClient::new(channel)
+                        .max_decoding_message_size(MAX_ANSWER)
+                        .batch_new_x509svid(request)
+                        .await
+                }
             })
             .await?;
         if answer.results.len() != asked {
@@ -228,7 +232,10 @@ impl Client {
     pub async fn renew(&self, csr: Vec<u8>) -> Result<X509Svid, CallError> {
         let request = agent::v1::RenewAgentRequest { params: Some(agent::v1::AgentX509svidParams { csr }) };
         let answer = self
-            .call("RenewAgent", |channel| async move { agents(channel).renew_agent(request).await })
+            .call("RenewAgent", |channel| {
+                let request = request.clone();
+                async move { agents(channel).renew_agent(request).await }
+            })
             .await?;
         let svid =
             answer.svid.ok_or_else(|| CallError::Malformed("no SVID came with the renewal".to_owned()))?;
@@ -239,17 +246,21 @@ impl Client {
     pub async fn post_status(&self, agent_version: &str) -> Result<(), CallError> {
         let request =
             agent::v1::PostStatusRequest { agent_version: agent_version.to_owned(), ..Default::default() };
-        self.call("PostStatus", |channel| async move { agents(channel).post_status(request).await })
-            .await
-            .map(drop)
+        self.call("PostStatus", |channel| {
+            let request = request.clone();
+            async move { agents(channel).post_status(request).await }
+        })
+        .await
+        .map(drop)
     }
 
     /// The entries of this node by the one call that all servers have.
     pub async fn all_entries(&self) -> Result<Vec<Entry>, CallError> {
         let request = entry::v1::GetAuthorizedEntriesRequest { output_mask: Some(wire::entry_mask()) };
         let answer = self
-            .call("GetAuthorizedEntries", |channel| async move {
-                entry_client(channel).get_authorized_entries(request).await
+            .call("GetAuthorizedEntries", |channel| {
+                let request = request.clone();
+                async move { entry_client(channel).get_authorized_entries(request).await }
             })
             .await?;
         Ok(wire::entries(answer.entries))
@@ -307,12 +318,22 @@ impl Client {
         Ok(Listed::Changed { upserted, ids })
     }
 
-    async fn call<T, F>(&self, name: &'static str, call: impl FnOnce(Channel) -> F) -> Result<T, CallError>
+    /// Makes a call, on another connection if the server ended the one there was before the call was sent.
+    async fn call<T, F>(&self, name: &'static str, call: impl Fn(Channel) -> F) -> Result<T, CallError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let channel = self.channel();
-        self.limited(name, async { call(channel).await.map(Response::into_inner).map_err(failed) }).await
+        let attempts = async {
+            let answer = match call(self.channel()).await {
+                Err(status) if was_never_sent(&status) => {
+                    self.hang_up();
+                    call(self.channel()).await
+                }
+                answer => answer,
+            };
+            answer.map(Response::into_inner).map_err(failed)
+        };
+        self.limited(name, attempts).await
     }
 
     async fn limited<T>(
@@ -371,6 +392,13 @@ fn signed(result: svid::v1::batch_new_x509svid_response::Result) -> Signed {
 
 fn read_svid(wire: types::X509svid) -> Result<X509Svid, X509SvidError> {
     X509Svid::read(wire.cert_chain.into_iter().map(CertificateDer::from).collect())
+}
+
+/// Whether a call came to a connection that takes no more of them. Servers say so (GOAWAY) to connections of some age; where
+/// a stream keeps such a one open, the HTTP library finds out with the next call, and gives it back unsent.
+fn was_never_sent(status: &Status) -> bool {
+    // A status from the server has no source.
+    status.code() == Code::Cancelled && std::error::Error::source(status).is_some()
 }
 
 /// What a status says to an agent. The detail of a refusal decides, its text does not.
