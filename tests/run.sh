@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Passes the tests: sets up what they need, then checks and runs everything.
 #   tests/run.sh            all of it (what CI runs)
-#   tests/run.sh peers      only installs the foreign clients the tests talk to
+#   tests/run.sh peers      only installs the foreign clients and databases the tests talk to
 #   tests/run.sh fuzz       only the fuzz targets, FUZZ_SECONDS (10) each
 #   tests/run.sh FILTER     all checks, but only the tests whose name contains FILTER
 # Under CI=true a peer that can't be installed is a failure; elsewhere it is skipped, and said so loudly.
@@ -59,6 +59,14 @@ install_peers() {
   need openssl openssl || missing "openssl" "the openssl command is not installed"
 }
 
+# The tests of the store start servers of their own, as the users that Debian's packages make.
+install_databases() {
+  say "databases: PostgreSQL, MariaDB"
+  ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || need pg_ctl postgresql || true
+  ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing "PostgreSQL" "postgresql is not installed"
+  need mariadbd mariadb-server || missing "MariaDB" "mariadb-server is not installed"
+}
+
 lint() {
   say "format, lints, licences"
   cargo fmt --all --check
@@ -108,10 +116,11 @@ fuzz_smoke() {
 }
 
 case "${1:-}" in
-  peers) install_peers ;;
+  peers) install_peers; install_databases ;;
   fuzz) fuzz_smoke ;;
   *)
     install_peers
+    install_databases
     lint
     tests "${1:-}"
     fuzz_smoke

@@ -57,8 +57,10 @@ impl Refusal {
         }
     }
 
-    /// `text: cause` for operators: the methods that only an admin or the local socket may call.
-    pub fn shown(code: Code, text: &str, cause: &dyn Error) -> Refusal {
+    /// `text: cause` for operators: the methods that only an admin or the local socket may call. UNAVAILABLE while the
+    /// database is away.
+    pub fn shown(code: Code, text: &str, cause: &(dyn Error + 'static)) -> Refusal {
+        let code = if is_outage(cause) { Code::Unavailable } else { code };
         match code {
             Code::InvalidArgument => Refusal::invalid_because(text, cause),
             Code::NotFound => Refusal::not_found(text),

@@ -69,7 +69,9 @@ impl Database {
             let mut lease = replica.connect(&runtime, permit)?;
             greet(&mut lease, &runtime, settings, true)?;
             replica.give_back(lease, &runtime);
+            replica.opened("The read replica of the database");
         }
+        primary.opened("The database");
         Ok(Database { primary, replica })
     }
 

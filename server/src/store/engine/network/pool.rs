@@ -1,6 +1,6 @@
 //! Connections that are kept open, and what is known about the database's being there.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use finial_daemon::clock::Clock;
@@ -30,6 +30,8 @@ pub(super) struct Pool {
     lifetime: Option<Duration>,
     idle: Mutex<Vec<Idle>>,
     away: Mutex<Option<Away>>,
+    /// What the log calls it, once the store is open. Until then whoever opens it tells what is wrong.
+    name: OnceLock<&'static str>,
 }
 
 /// The right to one connection.
@@ -83,7 +85,13 @@ impl Pool {
             lifetime: settings.database.conn_max_lifetime.filter(|lifetime| !lifetime.is_zero()),
             idle: Mutex::default(),
             away: Mutex::default(),
+            name: OnceLock::new(),
         }
+    }
+
+    /// From now on the log is told when the server is away, under this name.
+    pub(super) fn opened(&self, name: &'static str) {
+        self.name.get_or_init(|| name);
     }
 
     /// Waits until a connection may be used, but not for ever.
@@ -211,11 +219,8 @@ impl Pool {
             return error;
         };
         let mut away = self.away();
-        if away.is_none() {
-            tracing::error!(
-                error = cause,
-                "The database cannot be reached; serving from memory and trying it again each second"
-            );
+        if let (None, Some(name)) = (away.as_ref(), self.name.get()) {
+            tracing::error!(error = cause, "{name} cannot be reached; it is tried again each second");
         }
         *away = Some(Away { tried: self.clock.monotonic(), cause: cause.clone() });
         StoreError::Unavailable(cause)
@@ -223,8 +228,8 @@ impl Pool {
 
     fn is_here(&self) {
         let mut away = self.away();
-        if away.take().is_some() {
-            tracing::info!("The database can be reached again");
+        if let (Some(_), Some(name)) = (away.take(), self.name.get()) {
+            tracing::info!("{name} can be reached again");
         }
     }
 }

@@ -14,11 +14,17 @@ use crate::store::engine::network::{Database, Target};
 /// The pause before the next try to connect.
 const PAUSE: Duration = Duration::from_secs(5);
 
+const SLOW: Duration = Duration::from_secs(24 * 3600);
+
 /// Calls `on_change` for each notification, and for everything once a connection is made. Never ends.
 pub(in crate::store) async fn listen(database: &Database, mut on_change: impl FnMut(Change) + Send) {
     let Target::Postgres(options) = database.target() else { return std::future::pending().await };
     for host in options.hosts.iter().cycle() {
-        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(host.clone());
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            // The database may be away for long, which the store itself tells.
+            .acquire_slow_threshold(SLOW)
+            .connect_lazy_with(host.clone());
         if let Err(error) = follow(&pool, &mut on_change).await {
             tracing::debug!(%error, "Not listening for changes in the database; they are polled for");
         }
