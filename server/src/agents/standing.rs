@@ -290,4 +290,47 @@ mod tests {
         clock.jump(3601);
         assert_eq!(standings.of(new).await.unwrap(), Standing::Expired);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_active_stays_so_for_an_hour_without_the_database() {
+        use crate::store::tests::engines::{Database, Fresh};
+
+        let Some(fresh) = Fresh::postgres() else { return };
+        let authority = Authority::new("example.org");
+        let clock = Clock::paused(noon());
+        let (mut relay, mut settings) = Database::new(fresh).await.behind_relay().await;
+        settings.clock = clock.clone();
+        let store = Store::open(settings).await.unwrap();
+        let standings = Standings::new(store.clone(), clock.clone());
+        let callers = [("a", 7), ("a", 8), ("banned", 7), ("unseen", 7)].map(|(name, serial)| {
+            authority.svid(&format!("/spire/agent/join_token/{name}"), serial).caller()
+        });
+        let [current, pending, banned, unseen] = callers.each_ref().map(|caller| caller.svid().unwrap());
+        for svid in [current, banned, unseen] {
+            store.agents().create(node(svid.id(), "7", "")).await.unwrap();
+        }
+        store.agents().set_pending(current.id(), "8", unix_seconds(pending.not_after())).await.unwrap();
+        store.agents().ban(banned.id()).await.unwrap();
+        assert_eq!(standings.of(current).await.unwrap(), Standing::Active);
+        assert_eq!(standings.of(banned).await.unwrap(), Standing::Banned);
+
+        relay.cut().await;
+        assert_eq!(standings.of(current).await.unwrap(), Standing::Active);
+        assert_eq!(
+            standings.of(pending).await.unwrap(),
+            Standing::Active,
+            "ours, though it cannot be promoted"
+        );
+        for svid in [banned, unseen] {
+            assert!(standings.of(svid).await.unwrap_err().is_outage());
+        }
+        tokio::time::advance(OUTAGE_LIMIT - Duration::from_secs(1)).await;
+        assert_eq!(standings.of(current).await.unwrap(), Standing::Active);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(standings.of(pending).await.unwrap_err().is_outage());
+
+        relay.restore();
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(store.agents().get(unseen.id()).await.unwrap().is_some());
+    }
 }

@@ -406,7 +406,9 @@ fn readable(rows: Loaded) -> Vec<(i64, AttestedNode)> {
 
 fn find(sql: &Sql<'_>, id: &str) -> Result<Option<AttestedNode>, StoreError> {
     let found = load(sql, "n.spiffe_id = ?", values![id], None)?.into_iter().next();
-    found.map(|(_, node)| node).transpose()
+    let found = found.map(|(_, node)| node).transpose()?;
+    // MySQL compares without regard to case; an agent's ID is not to be taken for another's.
+    Ok(found.filter(|node| node.spiffe_id.as_str() == id))
 }
 
 fn required(sql: &Sql<'_>, id: &str) -> Result<AttestedNode, StoreError> {

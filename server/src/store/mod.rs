@@ -250,4 +250,4 @@ fn stopped_or_panic(error: JoinError) -> StoreError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

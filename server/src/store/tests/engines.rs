@@ -156,7 +156,7 @@ impl Database {
     }
 
     /// A way to the server that can be cut, and settings that take it.
-    pub(super) async fn behind_relay(&self) -> (Relay, OpenSettings) {
+    pub(crate) async fn behind_relay(&self) -> (Relay, OpenSettings) {
         let directory = tempfile::tempdir().unwrap();
         let (socket, server) = match self.fresh.engine {
             DatabaseType::Postgres => (".s.PGSQL.5432", postgres().unwrap()),
@@ -198,7 +198,7 @@ impl Fresh {
 }
 
 /// Hands connections on to a server, until it is cut.
-pub(super) struct Relay {
+pub(crate) struct Relay {
     from: PathBuf,
     to: PathBuf,
     task: Option<tokio::task::JoinHandle<()>>,
@@ -207,7 +207,7 @@ pub(super) struct Relay {
 
 impl Relay {
     /// Ends all connections, and refuses others.
-    pub(super) async fn cut(&mut self) {
+    pub(crate) async fn cut(&mut self) {
         let task = self.task.take().unwrap();
         task.abort();
         // Its connections end with it.
@@ -215,7 +215,7 @@ impl Relay {
         std::fs::remove_file(&self.from).unwrap();
     }
 
-    pub(super) fn restore(&mut self) {
+    pub(crate) fn restore(&mut self) {
         let (listener, to) = (UnixListener::bind(&self.from).unwrap(), self.to.clone());
         self.task = Some(tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();

@@ -12,7 +12,7 @@ use super::*;
 
 mod agents;
 mod bundles;
-mod engines;
+pub(crate) mod engines;
 mod entries;
 mod federation;
 mod issued;

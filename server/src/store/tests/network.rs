@@ -396,6 +396,16 @@ async fn reads_that_tolerate_it_go_to_the_replica(fresh: Fresh) {
     assert_eq!(on_replica.entries().count(&Default::default()).await.unwrap(), 1);
 }
 
+/// SPIRE's schema compares text without regard to case there.
+#[tokio::test(start_paused = true)]
+async fn an_agent_is_not_taken_for_one_whose_id_differs_in_case() {
+    let Some(fresh) = Fresh::mysql() else { return };
+    let store = fresh.store().await;
+    store.agents().create(node("/spire/agent/X")).await.unwrap();
+    assert_eq!(store.agents().get(&id("/spire/agent/x")).await.unwrap(), None);
+    assert!(store.agents().get(&id("/spire/agent/X")).await.unwrap().is_some());
+}
+
 /// Real time: a notification comes when it comes.
 #[tokio::test]
 async fn a_committed_change_is_told_to_other_servers() {
