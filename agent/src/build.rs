@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use finial_daemon::clock::Clock;
 use finial_daemon::dial::Dialer;
+use finial_daemon::keys::counted::{Words, counted};
 use finial_daemon::keys::{KeyError, KeyManager};
 use finial_daemon::listen::Incoming;
+use finial_daemon::metrics::Metrics;
 use finial_daemon::ready::Gate;
 use finial_daemon::run::{Failure, Tasks};
 use finial_daemon::telemetry::LogHandle;
@@ -28,6 +30,13 @@ use crate::sync::jwt_svids::JwtSvids;
 use crate::sync::svids::Svids;
 use crate::workload_api::{self, Rules, WorkloadApi};
 
+/// The KeyManager's calls.
+const KEY_WORDS: Words = Words {
+    generate: &["agent_key_manager", "generate_key"],
+    get: &["agent_key_manager", "get_key"],
+    list: &["agent_key_manager", "get_keys"],
+};
+
 /// What an agent gets from whoever starts it.
 pub struct Surroundings {
     pub clock: Clock,
@@ -41,6 +50,7 @@ pub struct Surroundings {
     pub log: LogHandle,
     /// Keeps the agent's own keys.
     pub keys: Arc<dyn KeyManager>,
+    pub metrics: Metrics,
     /// Ends the agent when it is cancelled.
     pub stop: CancellationToken,
 }
@@ -86,23 +96,26 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         .await
         .map_err(|_| StorageError::CutOff)??;
 
-    let clock = around.clock;
+    let (clock, metrics) = (around.clock, around.metrics);
+    let labels = [("version", env!("CARGO_PKG_VERSION")), ("trust_domain_id", settings.trust_domain.name())];
+    metrics.gauge_with(&["started"], 1.0, &labels);
     let first_trust = FirstTrust::new(&settings, storage.clone(), clock.clone());
     let identity = Identity::new(settings.trust_domain.clone(), clock.clone())
         .require_pq_kem(settings.experimental.require_pq_kem);
     let client = Client::new(around.server, identity.clone(), clock.clone());
-    let cache = Cache::new(settings.cache.clone(), clock.clone());
+    let cache = Cache::new(settings.cache.clone(), clock.clone(), metrics.clone());
     let ready = Gate::new();
     let first_sync = ready.hold("the first entries and bundles from the server");
     let (tell, news) = mpsc::channel(1);
     let last_sync = LastSync::new(clock.clone());
-    let attestation = WorkloadAttestation::new(settings.workload_attestors);
+    let attestation = WorkloadAttestation::new(settings.workload_attestors, metrics.clone());
 
     let keeper = Keeper {
         identity: identity.clone(),
         client: client.clone(),
         storage: storage.clone(),
-        keys: around.keys,
+        keys: counted(around.keys, metrics.clone(), KEY_WORDS),
+        metrics: metrics.clone(),
         attestor: settings.node_attestor,
         clock: clock.clone(),
         first_trust: first_trust.clone(),
@@ -122,12 +135,14 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         news: tell.clone(),
         known: Known::default(),
         last_sync: last_sync.clone(),
+        metrics: metrics.clone(),
     };
     let svids = Svids {
         client: client.clone(),
         cache: cache.clone(),
         clock: clock.clone(),
         key_type: settings.workload_key_type,
+        metrics: metrics.clone(),
         news: tell.clone(),
     };
     let jwt_svids = JwtSvids { client: client.clone(), cache: cache.clone(), news: tell };
@@ -142,6 +157,7 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
             log_selectors: settings.log_selectors,
         },
         ready: ready.clone(),
+        metrics: metrics.clone(),
         clock: clock.clone(),
     };
     let admin = AdminApi {
@@ -151,6 +167,7 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         identity: identity.clone(),
         last_sync,
         log: around.log,
+        metrics,
         clock,
     };
 

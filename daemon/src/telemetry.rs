@@ -29,6 +29,7 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::reload;
 
 use crate::clock::Clock;
+use crate::metrics::Dump;
 
 /// Starts logging for the whole process. Once only.
 pub fn start(settings: TelemetrySettings, clock: &Clock) -> Result<LogHandle, TelemetryError> {
@@ -38,9 +39,9 @@ pub fn start(settings: TelemetrySettings, clock: &Clock) -> Result<LogHandle, Te
     Ok(handle)
 }
 
-/// A task for the signals that are about logs: SIGUSR2 opens the log file anew. SIGUSR1, which would end a program that
-/// does not expect it, is only noted. Must be called within a tokio runtime.
-pub fn follow_signals(log: LogHandle) -> io::Result<impl Future<Output = ()>> {
+/// A task for the signals that are about logs: SIGUSR2 opens the log file anew, SIGUSR1 writes the numbers of the last hour
+/// to the log, where they are kept. Must be called within a tokio runtime.
+pub fn follow_signals(log: LogHandle, recent: Option<Dump>) -> io::Result<impl Future<Output = ()>> {
     let mut reopen = signal(SignalKind::user_defined2())?;
     let mut reconfigure = signal(SignalKind::user_defined1())?;
     Ok(async move {
@@ -51,6 +52,7 @@ pub fn follow_signals(log: LogHandle) -> io::Result<impl Future<Output = ()>> {
                     Err(error) => tracing::error!(%error, "Failed to reopen log file"),
                 },
                 _ = reconfigure.recv() => {
+                    recent.iter().for_each(Dump::write);
                     tracing::warn!("SIGUSR1: reconfiguring plugins is not built yet; restart the program instead");
                 }
             }

@@ -72,7 +72,7 @@ pub enum DnsNameError {
     #[error("domain ends with dot")]
     EndsWithDot,
     #[error(
-        "idna error: {0:?} breaks the rules for host names (labels of letters, digits and inner hyphens, 63 bytes each, 253 in all)"
+        "idna error: {0:?} breaks the rules for host names (labels of letters, digits, underscores and inner hyphens, 63 bytes each, 253 in all)"
     )]
     Idna(String),
     #[error("input domain name {given:?} does not match idna output {mapped:?}: label mismatch after idna")]
@@ -80,6 +80,9 @@ pub enum DnsNameError {
     #[error("name {0:?} overlaps with an existing wildcard name in the list: wildcard overlap")]
     WildcardOverlap(String),
 }
+
+/// What UTS 46 forbids under "STD3 ASCII rules", but for the underscore, which names of services have.
+const NOT_IN_NAMES: idna::AsciiDenyList = idna::AsciiDenyList::new(true, " !\"#$%&'()*+,/:;<=>?@[\\]^`{|}~");
 
 /// Checks a DNS name: ASCII, the IDNA rules for looking names up, no trailing dot, one leading `*.` at most.
 /// Upper case is refused, for it is not the form that IDNA gives.
@@ -99,12 +102,7 @@ pub fn dns_name(name: &str) -> Result<(), DnsNameError> {
         return Err(DnsNameError::EndsWithDot);
     }
     let mapped = idna::uts46::Uts46::new()
-        .to_ascii(
-            host.as_bytes(),
-            idna::AsciiDenyList::STD3,
-            idna::uts46::Hyphens::Check,
-            idna::uts46::DnsLength::Verify,
-        )
+        .to_ascii(host.as_bytes(), NOT_IN_NAMES, idna::uts46::Hyphens::Check, idna::uts46::DnsLength::Verify)
         .map_err(|_| DnsNameError::Idna(host.to_owned()))?;
     if mapped != host {
         return Err(DnsNameError::NotCanonical { given: host.to_owned(), mapped: mapped.into_owned() });
@@ -131,8 +129,17 @@ mod tests {
     fn names_of_hosts_are_accepted() {
         let longest = format!("{}.{}.{}.{}", "a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61));
         assert_eq!(longest.len(), 253);
-        for name in ["com", "example.com", "*.example.com", "xn--ls8h.org", "a-b.c", "1.2", "*.com", &longest]
-        {
+        for name in [
+            "com",
+            "example.com",
+            "*.example.com",
+            "xn--ls8h.org",
+            "a-b.c",
+            "1.2",
+            "*.com",
+            "_sip.a_b.c",
+            &longest,
+        ] {
             assert_eq!(dns_name(name), Ok(()), "{name}");
         }
     }
@@ -157,8 +164,10 @@ mod tests {
             ("exämple.com", Err(E::NotAscii)),
             ("foo..bar", idna("foo..bar")),
             (".foo", idna(".foo")),
-            ("a_b.com", idna("a_b.com")),
             ("a b.com", idna("a b.com")),
+            ("a/b.com", idna("a/b.com")),
+            ("a~b.com", idna("a~b.com")),
+            ("a\u{7f}b.com", idna("a\u{7f}b.com")),
             ("-a.com", idna("-a.com")),
             ("a-.com", idna("a-.com")),
             ("ab--c.com", idna("ab--c.com")),

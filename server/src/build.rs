@@ -1,10 +1,14 @@
 //! Puts the server together: first everything is built, then everything runs.
 
+pub mod checks;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use finial_daemon::clock::Clock;
+use finial_daemon::keys::counted;
 use finial_daemon::listen::{self, Incoming};
+use finial_daemon::metrics::Metrics;
 use finial_daemon::ready::{Gate as Ready, Hold};
 use finial_daemon::run::{Failure, Tasks};
 use finial_daemon::settings::SettingsError;
@@ -35,6 +39,8 @@ use crate::api::{
     agent, bundle, debug, entry, health, localauthority, logger, serve, svid, trust_domain, watch as watching,
 };
 use crate::authority::by_hand::ByHand;
+use crate::authority::drive::Failures;
+use crate::authority::expiry;
 use crate::authority::issue::Issuer;
 use crate::authority::profile::ProfileSettings;
 use crate::authority::server_svid::ServerSvid;
@@ -53,6 +59,12 @@ use crate::store::{Change, OpenSettings, Store, StoreError};
 const CONNECTION_AGE: Duration = Duration::from_secs(3 * 60);
 /// How long a client may take for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+/// The KeyManager's calls.
+const KEY_WORDS: counted::Words = counted::Words {
+    generate: &["server_key_manager", "generate_key"],
+    get: &["server_key_manager", "get_public_key"],
+    list: &["server_key_manager", "get_public_keys"],
+};
 /// Bytes of a message from somebody without an identity: evidence of any attestor and a CSR, and a mask.
 const STRANGERS_EVIDENCE: usize = 256 * 1024;
 const STRANGERS_QUESTION: usize = 16 * 1024;
@@ -68,6 +80,7 @@ pub struct Surroundings {
     pub admin: Incoming,
     /// The log whose level the Logger service changes.
     pub log: LogHandle,
+    pub metrics: Metrics,
 }
 
 /// A server that has a CA and an SVID, and does not serve yet.
@@ -91,6 +104,8 @@ pub struct Handles {
     pub server_svid: watch::Receiver<Arc<ServerSvid>>,
     pub issued: IssuedLog,
     pub log: LogHandle,
+    /// How the rotation of each kind of authority fares.
+    pub rotations: Vec<Failures>,
     /// Cancelling it ends the server within about ten seconds.
     pub stop: CancellationToken,
 }
@@ -121,7 +136,9 @@ pub enum RunError {
 
 /// Builds the server. When this returns it has a CA, an SVID and everything that it serves in memory.
 pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, BuildError> {
-    let Surroundings { clock, api, admin, log } = around;
+    let Surroundings { clock, api, admin, log, metrics } = around;
+    let labels = [("version", env!("CARGO_PKG_VERSION")), ("trust_domain_id", settings.trust_domain.name())];
+    metrics.gauge_with(&["started"], 1.0, &labels);
     let stanzas = &settings.plugins.stanzas;
     let trust_domain = settings.trust_domain.clone();
 
@@ -132,6 +149,7 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         database: settings.plugins.datastore.clone(),
         trust_domain: trust_domain.clone(),
         clock: clock.clone(),
+        metrics: metrics.clone(),
     })
     .await?;
     let host = Host { trust_domain: trust_domain.clone(), store: store.clone(), clock: clock.clone() };
@@ -156,7 +174,7 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         AuthorityParts {
             clock: clock.clone(),
             store: store.clone(),
-            keys: keys.open().await?,
+            keys: counted::counted(keys.open().await?, metrics.clone(), KEY_WORDS),
             upstream,
             bundle: own_bundle.clone(),
             issued: issued.clone(),
@@ -181,6 +199,7 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         server_svid: authority.server_svid.clone(),
         issued: issued.clone(),
         log,
+        rotations: authority.rotations.clone(),
         stop: stop.clone(),
     };
     let standings = Standings::new(store.clone(), clock.clone());
@@ -190,6 +209,7 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         admin_ids: settings.admin_ids.clone(),
         limits: Limits::new(clock.clone(), settings.rate_limits),
         audit: settings.audit_log_enabled,
+        metrics: metrics.clone(),
         clock: clock.clone(),
     });
     let Services { all, for_strangers } = services(&settings, &handles, attestors, &standings, &clock);
@@ -281,6 +301,10 @@ async fn run(
         });
     };
     spawn("authorities", Box::pin(parts.authority.turning.run()));
+    let metrics = parts.store.metrics().clone();
+    let (federated, server_svid) = (parts.federated.subscribe(), parts.authority.server_svid.clone());
+    let expiry = expiry::show(metrics, parts.own_bundle.subscribe(), federated, server_svid);
+    spawn("expiry of authorities", Box::pin(expiry));
     spawn("server SVID", Box::pin(show_svid(parts.authority.server_svid, parts.shown)));
     spawn("entries", Box::pin(follow));
     let (feed, own_bundle, federated) =

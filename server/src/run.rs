@@ -4,17 +4,21 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use finial_daemon::clock::Clock;
 use finial_daemon::data_dir::{DataDir, DataDirError, restrict_umask};
+use finial_daemon::health;
 use finial_daemon::listen::{self, SocketMode};
 use finial_daemon::memory::share_heaps;
+use finial_daemon::metrics::{Metrics, MetricsError, Program, SpiffeTls};
 use finial_daemon::run::{raise_open_files, signals};
 use finial_daemon::settings::SettingsError;
 use finial_daemon::telemetry::{self, LogHandle, TelemetryError};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::build::{BuildError, Built, RunError, Surroundings, build};
+use crate::build::checks::checks;
+use crate::build::{BuildError, Built, Handles, RunError, Surroundings, build};
 use crate::plugins::key_manager::{self, KeyManagerError};
 use crate::plugins::node_attestor::{Host, NodeAttestors};
 use crate::plugins::upstream_authority;
@@ -24,6 +28,8 @@ use crate::store::{OpenSettings, Store, StoreError};
 /// The admin socket: for its owner and group.
 const ADMIN_SOCKET: SocketMode = SocketMode { socket: 0o770, dir: 0o750 };
 const PROGRAM: &str = "finial-server";
+/// What names of metrics begin with, unless `MetricPrefix` says otherwise.
+const METRICS_PREFIX: &str = "spire_server";
 
 /// Why the program ended with an error. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +47,8 @@ enum ProgramError {
     Listen(io::Error),
     #[error("cannot wait for signals: {0}; look for limits on open files")]
     Signals(io::Error),
+    #[error("{0}")]
+    Metrics(#[from] MetricsError),
     #[error("{0}")]
     Build(#[from] BuildError),
     #[error("{0}")]
@@ -127,14 +135,22 @@ async fn serve(settings: Settings, clock: Clock, log: LogHandle) -> Result<(), P
     }
     let asked_to_stop = signals().map_err(ProgramError::Signals)?;
     let mut asked_to_stop = pin!(asked_to_stop);
-    let log_signals = tokio::spawn(telemetry::follow_signals(log.clone()).map_err(ProgramError::Signals)?);
-    let _end_with_this = AbortOnDropHandle::new(log_signals);
+    let counted = Program { prefix: METRICS_PREFIX, trust_domain: settings.trust_domain.name().to_owned() };
+    let (metrics, sinks) = Metrics::new(&settings.metrics, &counted, clock.clone());
+    let signals = telemetry::follow_signals(log.clone(), sinks.recent.clone());
+    let _end_with_this = AbortOnDropHandle::new(tokio::spawn(signals.map_err(ProgramError::Signals)?));
 
     let _held = DataDir::take(&settings.data_dir, PROGRAM)?;
+    let (health, socket) = (settings.health.clone(), settings.socket_path.clone());
+    let require_pq_kem = settings.require_pq_kem;
     let mut built = tokio::select! {
-        built = start(settings, clock, log) => built?,
+        built = start(settings, clock.clone(), log, metrics) => built?,
         _ = &mut asked_to_stop => return Ok(()),
     };
+    let stop = built.handles.stop.clone();
+    let tell = sinks.open(own_tls(&built.handles), require_pq_kem, stop.clone()).await?;
+    let look = health::run(health, checks(&built.handles, &socket, &clock), clock, stop);
+    let _end_with_this = AbortOnDropHandle::new(tokio::spawn(async move { tokio::join!(tell, look) }));
     tokio::select! {
         ended = &mut built.task => return Ok(ended?),
         _ = asked_to_stop => built.handles.stop.cancel(),
@@ -143,7 +159,12 @@ async fn serve(settings: Settings, clock: Clock, log: LogHandle) -> Result<(), P
 }
 
 /// Opens the listeners and builds the server.
-async fn start(settings: Settings, clock: Clock, log: LogHandle) -> Result<Built, ProgramError> {
+async fn start(
+    settings: Settings,
+    clock: Clock,
+    log: LogHandle,
+    metrics: Metrics,
+) -> Result<Built, ProgramError> {
     tracing::info!(
         data_dir = %settings.data_dir.display(),
         trust_domain_id = %settings.trust_domain.id(),
@@ -154,13 +175,32 @@ async fn start(settings: Settings, clock: Clock, log: LogHandle) -> Result<Built
     let listener = listen::bind_tcp(address).await.map_err(ProgramError::Listen)?;
     let socket_path = settings.socket_path.clone();
     let admin = listen::unix_by_permission(&socket_path, ADMIN_SOCKET).map_err(ProgramError::Listen)?;
-    let around = Surroundings { clock, api: listen::tcp(listener), admin, log };
+    let around = Surroundings { clock, api: listen::tcp(listener), admin, log, metrics };
     let built = build(settings, around).await?;
     let subsystem_name = "endpoints";
     tracing::info!(%address, network = "tcp", subsystem_name, "Starting Server APIs");
     let address = socket_path.display();
     tracing::info!(%address, network = "unix", subsystem_name, "Starting Server APIs");
     Ok(built)
+}
+
+/// Prometheus over TLS: the server's SVID, and whom it believes.
+fn own_tls(handles: &Handles) -> SpiffeTls {
+    let server_svid = handles.server_svid.clone();
+    let (own, federated) = (handles.own_bundle.clone(), handles.federated.subscribe());
+    SpiffeTls {
+        svid: Arc::new(move || Some(Arc::clone(&server_svid.borrow().certified))),
+        authorities: Arc::new(move |trust_domain| {
+            let own = own.current();
+            let bundle = if own.trust_domain == *trust_domain {
+                Some(own)
+            } else {
+                federated.borrow().get(trust_domain).cloned()
+            };
+            let authorities = bundle.iter().flat_map(|bundle| &bundle.x509_authorities);
+            authorities.map(|authority| authority.der.clone()).collect()
+        }),
+    }
 }
 
 async fn resolve(address: &str, port: u16) -> Result<SocketAddr, ProgramError> {

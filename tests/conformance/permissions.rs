@@ -177,8 +177,10 @@ fn methods() -> BTreeSet<String> {
 
 fn verdict(method: &str, refused: Option<Status>) -> String {
     let Some(status) = refused else { return "yes".to_owned() };
+    let (service, _) = method.split_once('/').unwrap();
     match status.code() {
-        Code::Unimplemented if status.message() == format!("unknown method {method}") => "-".to_owned(),
+        // The listener does not serve any method of the service.
+        Code::Unimplemented if status.message() == format!("unknown service {service}") => "-".to_owned(),
         Code::PermissionDenied
             if status.message() == format!("authorization denied for method /{method}") =>
         {

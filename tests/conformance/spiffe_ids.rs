@@ -9,6 +9,7 @@ use finial_daemon::clock::Clock;
 use finial_daemon::dial::{self, Dialer};
 use finial_daemon::keys::{KeyType, WorkloadKey, spire_subject};
 use finial_daemon::listen;
+use finial_daemon::metrics::Metrics;
 use finial_daemon::settings;
 use finial_daemon::telemetry::{LogHandle, LogLevel};
 use finial_identity::x509_svid::X509Svid;
@@ -307,7 +308,13 @@ async fn every_valid_trust_domain_can_have_a_server() {
         let (_network, api) = listen::memory();
         let (socket, admin) = listen::memory();
         let log = LogHandle::detached(LogLevel::Info);
-        let around = finial_server::build::Surroundings { clock: clock.clone(), api, admin, log };
+        let around = finial_server::build::Surroundings {
+            clock: clock.clone(),
+            api,
+            admin,
+            log,
+            metrics: Metrics::none(clock.clone()),
+        };
         let built = finial_server::build::build(settings, around).await.unwrap();
         let (bundle, stop) = (built.handles.own_bundle.clone(), built.handles.stop.clone());
         let served = tokio::spawn(built.task);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use finial_daemon::clock::Clock;
-use finial_daemon::dial;
+use finial_daemon::dial::{self, Dialer};
 use finial_daemon::keys::{KeyType, WorkloadKey, spire_subject};
 use finial_identity::peer;
 use finial_proto::spire::api::server::agent::v1 as agent_wire;
@@ -77,31 +77,46 @@ impl World {
     }
 
     fn connected(&self, identity: Option<&Identity>) -> (Channel, Arc<OurServer>) {
-        let provider = Arc::new(aws_lc_rs::default_provider());
         let bundle = self.server().own_bundle.current();
-        let server = Arc::new(OurServer {
-            authorities: bundle.x509_authorities.iter().map(|authority| authority.der.to_vec()).collect(),
-            clock: self.clock.clone(),
-            provider: provider.clone(),
-            shown: Mutex::default(),
-        });
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .dangerous()
-            .with_custom_certificate_verifier(server.clone());
-        let mut config = match identity {
-            Some(Identity { chain, key }) => {
-                let chain = chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
-                let key = PrivateKeyDer::try_from(key.pkcs8().to_vec()).unwrap();
-                config.with_client_auth_cert(chain, key).unwrap()
-            }
-            None => config.with_no_client_auth(),
-        };
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let tls = dial::fixed(Arc::new(config));
-        (dial::channel(self.network(), Some(tls), "server"), server)
+        let authorities = bundle.x509_authorities.iter().map(|authority| authority.der.to_vec()).collect();
+        connected(self.network(), authorities, self.clock.clone(), identity)
     }
+}
+
+/// A connection to the server whose chain leads to one of `authorities` (DER).
+pub fn connect(
+    dialer: Dialer,
+    authorities: Vec<Vec<u8>>,
+    clock: Clock,
+    identity: Option<&Identity>,
+) -> Channel {
+    connected(dialer, authorities, clock, identity).0
+}
+
+fn connected(
+    dialer: Dialer,
+    authorities: Vec<Vec<u8>>,
+    clock: Clock,
+    identity: Option<&Identity>,
+) -> (Channel, Arc<OurServer>) {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let server =
+        Arc::new(OurServer { authorities, clock, provider: provider.clone(), shown: Mutex::default() });
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(server.clone());
+    let mut config = match identity {
+        Some(Identity { chain, key }) => {
+            let chain = chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
+            let key = PrivateKeyDer::try_from(key.pkcs8().to_vec()).unwrap();
+            config.with_client_auth_cert(chain, key).unwrap()
+        }
+        None => config.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    (dial::channel(dialer, Some(dial::fixed(Arc::new(config))), "server"), server)
 }
 
 /// Believes the server's SVID, by the bundle of the world.

@@ -19,16 +19,26 @@ pub async fn call(
     body: impl Into<Bytes>,
     metadata: &[(&str, &str)],
 ) -> Result<Option<Bytes>, Status> {
+    exchange(channel, path, vec![body.into()], metadata).await
+}
+
+/// [`call`] with any number of messages.
+pub async fn exchange(
+    channel: &Channel,
+    path: &str,
+    bodies: Vec<Bytes>,
+    metadata: &[(&str, &str)],
+) -> Result<Option<Bytes>, Status> {
     let mut client = tonic::client::Grpc::new(channel.clone());
     client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let path = http::uri::PathAndQuery::try_from(path).unwrap();
-    let mut request = Request::new(body.into());
+    let mut request = Request::new(futures::stream::iter(bodies));
     for (key, value) in metadata {
         let key = AsciiMetadataKey::from_bytes(key.as_bytes()).unwrap();
         request.metadata_mut().append(key, AsciiMetadataValue::try_from(*value).unwrap());
     }
-    // On the wire a single answer is a stream of one.
-    let mut answers = client.server_streaming(request, path, Raw).await?.into_inner();
+    // On the wire a single message is a stream of one.
+    let mut answers = client.streaming(request, path, Raw).await?.into_inner();
     tokio::time::timeout(SILENCE, answers.message()).await.unwrap_or(Ok(None))
 }
 

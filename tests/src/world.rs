@@ -12,6 +12,7 @@ use finial_agent::plugins::key_manager::Choice;
 use finial_daemon::clock::Clock;
 use finial_daemon::dial::{self, Dialer};
 use finial_daemon::listen::peer::LocalPeer;
+use finial_daemon::metrics::Metrics;
 use finial_daemon::settings;
 use finial_daemon::telemetry::{LogHandle, LogLevel};
 use finial_identity::bundle::document::certificate_pem;
@@ -161,6 +162,7 @@ impl World {
             finial_server::settings::Settings::read(&file, &finial_server::settings::Flags::default())
                 .map_err(|error| error.to_string())?;
         let around = finial_server::build::Surroundings {
+            metrics: Metrics::none(self.clock.clone()),
             clock: self.clock.clone(),
             api: self.api.listen(),
             admin: self.admin.listen(),
@@ -269,6 +271,7 @@ impl World {
         let (socket, admin) = (Wire::new(), Wire::new());
         let stop = CancellationToken::new();
         let around = finial_agent::build::Surroundings {
+            metrics: Metrics::none(self.clock.clone()),
             clock: self.clock.clone(),
             server: self.network(),
             workloads: Some(socket.listen()),

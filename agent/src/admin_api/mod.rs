@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 
 use finial_daemon::clock::Clock;
 use finial_daemon::listen::Incoming;
+use finial_daemon::metrics::Metrics;
 use finial_daemon::telemetry::LogHandle;
 use finial_identity::SpiffeId;
 use finial_proto::spire::agent::debug::v1::debug_server::DebugServer;
@@ -43,6 +44,7 @@ pub struct AdminApi {
     pub identity: Identity,
     pub last_sync: LastSync,
     pub log: LogHandle,
+    pub metrics: Metrics,
     pub clock: Clock,
 }
 
@@ -52,7 +54,7 @@ pub async fn serve(
     api: AdminApi,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let clock = api.clock.clone();
+    let (clock, metrics) = (api.clock.clone(), api.metrics.clone());
     let delegated = delegated::Calls::new(&api, shutdown.clone());
     let debug = debug::Debugger::new(&api);
     let logger = logger::Loggers { log: api.log };
@@ -61,5 +63,5 @@ pub async fn serve(
         .add_service(DelegatedIdentityServer::new(delegated).max_decoding_message_size(MAX_REQUEST))
         .add_service(DebugServer::new(debug).max_decoding_message_size(MAX_REQUEST))
         .add_service(LoggerServer::new(logger).max_decoding_message_size(MAX_REQUEST));
-    workload_api::serve_routes(incoming, routes.routes(), clock, shutdown).await
+    workload_api::serve_routes(incoming, routes.routes(), metrics, clock, shutdown).await
 }

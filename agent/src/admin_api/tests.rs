@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use finial_daemon::dial::{self, Dialer};
 use finial_daemon::keys::{KeyManager, KeyType, memory::MemoryKeys};
 use finial_daemon::listen::{self, MemoryDialer, peer::LocalPeer};
+use finial_daemon::metrics::Metrics;
 use finial_daemon::telemetry::LogLevel;
 use finial_identity::entry::Entry;
 use finial_identity::selector::Selector;
@@ -58,15 +59,19 @@ impl Running {
     /// An agent in which `/delegate` may speak for others, and this process is nobody yet.
     fn start() -> Running {
         let (dialer, incoming) = listen::memory();
-        let cache = Cache::new(CacheSettings::default(), clock());
+        let cache = Cache::new(CacheSettings::default(), clock(), Metrics::none(clock()));
         let authority = Authority::new(TRUST_DOMAIN, "first");
         let trust_domain = TrustDomain::parse(TRUST_DOMAIN).unwrap();
         let identity = Identity::new(trust_domain, clock());
         identity.set_trust(Trust::Bundle(authority.bundle()));
         let last_sync = LastSync::new(clock());
         let api = AdminApi {
+            metrics: Metrics::none(clock()),
             cache: cache.clone(),
-            attestation: WorkloadAttestation::new(vec![("test".to_owned(), Arc::new(Who) as _)]),
+            attestation: WorkloadAttestation::new(
+                vec![("test".to_owned(), Arc::new(Who) as _)],
+                Metrics::none(clock()),
+            ),
             authorized_delegates: [SpiffeId::parse("spiffe://example.org/delegate").unwrap()].into(),
             identity: identity.clone(),
             last_sync: last_sync.clone(),

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use finial_daemon::listen::peer::{LocalPeer, PeerGone};
+use finial_daemon::metrics::{self, Metrics, UNKNOWN};
 use finial_identity::selector::{Selector, sorted};
 use futures::future::join_all;
 
 use crate::plugins::workload_attestor::WorkloadAttestor;
 
 /// All workload attestors of this agent. Clones share them.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct WorkloadAttestation {
     attestors: Arc<[(String, Arc<dyn WorkloadAttestor>)]>,
+    metrics: Metrics,
 }
 
 /// Why it cannot be said what kind of process calls.
@@ -27,8 +29,8 @@ pub enum AttestError {
 
 impl WorkloadAttestation {
     /// Attestation by these attestors, given with their names.
-    pub fn new(attestors: Vec<(String, Arc<dyn WorkloadAttestor>)>) -> WorkloadAttestation {
-        WorkloadAttestation { attestors: attestors.into() }
+    pub fn new(attestors: Vec<(String, Arc<dyn WorkloadAttestor>)>, metrics: Metrics) -> WorkloadAttestation {
+        WorkloadAttestation { attestors: attestors.into(), metrics }
     }
 
     /// The names of the attestors, in the order of the configuration.
@@ -39,8 +41,22 @@ impl WorkloadAttestation {
     /// Asks all attestors at once and puts together what they found, sorted. One that fails is logged and left
     /// out; if all fail, so does this. Afterwards the caller must still be the process that connected.
     pub async fn attest(&self, caller: &Arc<LocalPeer>) -> Result<Vec<Selector>, AttestError> {
+        let counted = &["workload_api", "workload_attestation"];
+        let selectors = self.metrics.timed(counted, |_| UNKNOWN, self.ask(caller)).await?;
+        self.metrics.sample(&["workload_api", "discovered_selectors"], selectors.len() as f64);
+        Ok(selectors)
+    }
+
+    async fn ask(&self, caller: &Arc<LocalPeer>) -> Result<Vec<Selector>, AttestError> {
         let pid = caller.pid();
-        let results = join_all(self.attestors.iter().map(|(_, attestor)| attestor.attest(caller))).await;
+        let asked = self.attestors.iter().map(|(name, attestor)| async move {
+            let mut call = self.metrics.call(&["workload_api", "workload_attestor"]);
+            call.label("attestor", name.clone());
+            let found = attestor.attest(caller).await;
+            call.done(if found.is_ok() { metrics::OK } else { UNKNOWN });
+            found
+        });
+        let results = join_all(asked).await;
         let mut selectors = Vec::new();
         let mut faults = Vec::new();
         for ((name, _), result) in self.attestors.iter().zip(results) {
@@ -67,6 +83,7 @@ mod tests {
     use std::process::Command;
 
     use async_trait::async_trait;
+    use finial_daemon::clock::Clock;
 
     use super::*;
     use crate::plugins::workload_attestor::AttestorFault;
@@ -88,7 +105,10 @@ mod tests {
         let attestor = |(i, found): (usize, &&'static [_])| {
             (format!("a{i}"), Arc::new(Finds(found)) as Arc<dyn WorkloadAttestor>)
         };
-        WorkloadAttestation::new(found.iter().enumerate().map(attestor).collect())
+        WorkloadAttestation::new(
+            found.iter().enumerate().map(attestor).collect(),
+            Metrics::none(Clock::wall()),
+        )
     }
 
     fn me() -> Arc<LocalPeer> {

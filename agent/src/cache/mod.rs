@@ -27,7 +27,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use finial_daemon::{clock::Clock, keys::exportable::WorkloadKey};
+use finial_daemon::{
+    clock::Clock,
+    keys::exportable::WorkloadKey,
+    metrics::{self, Metrics},
+};
 use finial_identity::{
     TrustDomain,
     bundle::Bundle,
@@ -124,6 +128,7 @@ pub struct Cache {
 
 struct Shared {
     clock: Clock,
+    metrics: Metrics,
     state: Mutex<State>,
     wanted: Notify,
     jwt_requested: Notify,
@@ -132,9 +137,10 @@ struct Shared {
 
 impl Cache {
     /// An empty cache, not yet synchronised: nobody is told that he has no identity before the server was heard.
-    pub fn new(settings: CacheSettings, clock: Clock) -> Cache {
+    pub fn new(settings: CacheSettings, clock: Clock, metrics: Metrics) -> Cache {
         let shared = Shared {
             clock,
+            metrics,
             jwt_hit_timeout: settings.jwt_hit_timeout,
             state: Mutex::new(State::new(settings)),
             wanted: Notify::new(),
@@ -145,7 +151,13 @@ impl Cache {
 
     /// Takes over a change of the entries. Workloads see it at once.
     pub fn apply(&self, update: EntryUpdate) {
-        self.change(|state, now| state.apply(update, now));
+        let changes = self.change(|state, now| state.apply(update, now));
+        let (metrics, stats) = (&self.shared.metrics, self.stats());
+        metrics.count(&["lru_cache_entry_add"], changes.added);
+        metrics.count(&["lru_cache_entry_update"], changes.updated);
+        metrics.count(&["lru_cache_entry_remove"], changes.removed);
+        metrics.gauge(&["lru_cache_record_map_size"], stats.entries as f64);
+        self.show_svids();
     }
 
     /// Takes over the bundles: the own trust domain's, and those of others by trust domain. Bundles that are not
@@ -164,7 +176,9 @@ impl Cache {
     /// SVID that is held. One for an older revision than the entry's is better than none: it is served, and
     /// another one stays wanted.
     pub fn install_all(&self, new: impl IntoIterator<Item = NewSvid>) -> usize {
-        self.change(|state, now| state.install(new, now))
+        let installed = self.change(|state, now| state.install(new, now));
+        self.show_svids();
+        installed
     }
 
     /// Everything that is to be signed, the most urgent first. Includes what is to be prefetched.
@@ -196,7 +210,17 @@ impl Cache {
                     .is_ok_and(|svid| peer::verify_svid(&svid, authorities, now).is_ok())
             })
             .collect();
-        self.change(|state, _| state.mark_tainted(&tainted))
+        let call = self.shared.metrics.call(&["cache_manager", "workload", "process_tainted_x509_svids"]);
+        let marked = self.change(|state, _| state.mark_tainted(&tainted));
+        call.done(metrics::OK);
+        self.shared.metrics.sample(&["cache_manager", "tainted_x509_svids", "workload"], marked as f64);
+        marked
+    }
+
+    fn show_svids(&self) {
+        let stats = self.stats();
+        self.shared.metrics.gauge(&["lru_cache_svid_map_size"], stats.x509_svids as f64);
+        self.shared.metrics.gauge(&["jwt_svid_cache_size"], stats.jwt_svids as f64);
     }
 
     /// Opens a window on what whoever has these selectors may see. The first view may still be waiting for SVIDs.

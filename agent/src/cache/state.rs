@@ -44,6 +44,14 @@ pub(super) struct State {
     more_wanted: bool,
 }
 
+/// What became of the entries.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Changes {
+    pub(super) added: u64,
+    pub(super) updated: u64,
+    pub(super) removed: u64,
+}
+
 impl State {
     pub(super) fn new(settings: CacheSettings) -> State {
         State {
@@ -63,7 +71,9 @@ impl State {
         }
     }
 
-    pub(super) fn apply(&mut self, update: EntryUpdate, now: SystemTime) {
+    pub(super) fn apply(&mut self, update: EntryUpdate, now: SystemTime) -> Changes {
+        let before = self.index.len();
+        let mut changes = Changes::default();
         let may_change = update.full || !update.upserted.is_empty() || !update.deleted.is_empty();
         let mut touched = BTreeSet::new();
         let mut gone = update.deleted;
@@ -78,9 +88,13 @@ impl State {
             if entry.store_svid {
                 self.remove_entry(&entry.id, &mut touched);
             } else {
+                changes.updated += u64::from(self.index.get(&entry.id).is_some());
                 self.upsert_entry(entry, &mut touched);
+                changes.added += 1;
             }
         }
+        changes.added -= changes.updated;
+        changes.removed = (before as u64 + changes.added).saturating_sub(self.index.len() as u64);
         if may_change {
             self.jwt_svids.keep_those_of(|id| self.index.get(id));
         }
@@ -92,6 +106,7 @@ impl State {
             self.refresh_all(now);
         }
         self.evict();
+        changes
     }
 
     pub(super) fn set_bundles(

@@ -12,7 +12,11 @@ struct Setup {
 /// A cache that has heard from the server, with room for `max_svids` and with these entries.
 fn setup(max_svids: usize, entries: Vec<Entry>) -> Setup {
     let clock = clock();
-    let cache = Cache::new(CacheSettings { max_svids, ..CacheSettings::default() }, clock.clone());
+    let cache = Cache::new(
+        CacheSettings { max_svids, ..CacheSettings::default() },
+        clock.clone(),
+        Metrics::none(clock.clone()),
+    );
     let authority = Authority::new(TRUST_DOMAIN, "first");
     cache.set_bundles(authority.bundle(), BTreeMap::new());
     cache.apply(EntryUpdate { full: true, ..upserted(entries) });
@@ -77,7 +81,7 @@ fn ids(view: &View) -> Vec<&str> {
 
 #[tokio::test]
 async fn nothing_is_said_before_the_server_was_heard() {
-    let cache = Cache::new(CacheSettings::default(), clock());
+    let cache = Cache::new(CacheSettings::default(), clock(), Metrics::none(clock()));
     let mut sub = cache.subscribe(Vec::new());
     assert!(!sub.view().synced);
     let authority = Authority::new(TRUST_DOMAIN, "first");
@@ -320,7 +324,8 @@ async fn an_availability_target_renews_earlier() {
     let target = Some(Duration::from_secs(24 * HOUR));
     let cache = Cache::new(
         CacheSettings { max_svids: 1, availability_target: target, ..CacheSettings::default() },
-        clock,
+        clock.clone(),
+        Metrics::none(clock),
     );
     let a = simple("a", "unix:uid:1");
     cache.apply(EntryUpdate { full: true, ..upserted(vec![a.clone()]) });

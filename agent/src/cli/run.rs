@@ -4,27 +4,36 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use finial_daemon::clock::Clock;
 use finial_daemon::data_dir::{DataDir, DataDirError, restrict_umask};
 use finial_daemon::dial::Dialer;
-use finial_daemon::keys::KeyError;
+use finial_daemon::health;
+use finial_daemon::keys::{KeyError, rustls_key};
 use finial_daemon::listen::{self, SocketMode};
 use finial_daemon::memory::share_heaps;
+use finial_daemon::metrics::{Metrics, MetricsError, Program, SpiffeTls};
 use finial_daemon::run::{raise_open_files, signals};
 use finial_daemon::telemetry::{self, LogHandle, TelemetryError};
+use finial_identity::bundle::Bundle;
+use rustls::sign::CertifiedKey;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::output::print;
-use crate::build::{BuildError, Built, RunError, Surroundings, build};
+use crate::build::{BuildError, Built, Handles, RunError, Surroundings, build};
+use crate::own_svid::Trust;
 use crate::settings::{Flags, Settings};
+use crate::workload_api::check::check;
 
 /// The Workload API is for every process of the node.
 const PUBLIC_SOCKET: SocketMode = SocketMode { socket: 0o777, dir: 0o755 };
 /// The admin APIs are for the agent's own user and group.
 const ADMIN_SOCKET: SocketMode = SocketMode { socket: 0o770, dir: 0o755 };
 const PROGRAM: &str = "finial-agent";
+/// What names of metrics begin with, unless `MetricPrefix` says otherwise.
+const METRICS_PREFIX: &str = "spire_agent";
 
 pub(super) const HELP: &str = "\
 Flags go before what the file says. A flag that is empty, 0 or false counts as not given.
@@ -64,6 +73,8 @@ enum ProgramError {
     Listen { path: PathBuf, source: io::Error },
     #[error("cannot listen on {}: {source}; check admin_socket_path and whether another agent runs", path.display())]
     ListenAdmin { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]
@@ -132,15 +143,22 @@ pub fn validate(flags: &Flags) -> ExitCode {
 async fn serve(settings: Settings, clock: Clock, log: LogHandle) -> Result<(), ProgramError> {
     let asked_to_stop = signals().map_err(ProgramError::Signals)?;
     let mut asked_to_stop = pin!(asked_to_stop);
-    let log_signals = tokio::spawn(telemetry::follow_signals(log.clone()).map_err(ProgramError::Signals)?);
-    let _end_with_this = AbortOnDropHandle::new(log_signals);
+    let counted = Program { prefix: METRICS_PREFIX, trust_domain: settings.trust_domain.name().to_owned() };
+    let (metrics, sinks) = Metrics::new(&settings.metrics, &counted, clock.clone());
+    let signals = telemetry::follow_signals(log.clone(), sinks.recent.clone());
+    let _end_with_this = AbortOnDropHandle::new(tokio::spawn(signals.map_err(ProgramError::Signals)?));
 
     let _held = DataDir::take(&settings.data_dir, PROGRAM)?;
     let stop = CancellationToken::new();
+    let (health, socket) = (settings.health.clone(), settings.socket_path.clone());
+    let require_pq_kem = settings.experimental.require_pq_kem;
     let mut built = tokio::select! {
-        built = start(settings, clock, log, stop.clone()) => built?,
+        built = start(settings, clock.clone(), log, metrics, stop.clone()) => built?,
         _ = &mut asked_to_stop => return Ok(()),
     };
+    let tell = sinks.open(own_tls(&built.handles), require_pq_kem, stop.clone()).await?;
+    let look = health::run(health, vec![check(socket, &built.ready, &clock)], clock, stop.clone());
+    let _end_with_this = AbortOnDropHandle::new(tokio::spawn(async move { tokio::join!(tell, look) }));
     tokio::select! {
         ended = &mut built.task => return Ok(ended?),
         _ = asked_to_stop => stop.cancel(),
@@ -153,6 +171,7 @@ async fn start(
     settings: Settings,
     clock: Clock,
     log: LogHandle,
+    metrics: Metrics,
     stop: CancellationToken,
 ) -> Result<Built, ProgramError> {
     tracing::info!(
@@ -184,7 +203,8 @@ async fn start(
     };
     let server = Dialer::tcp(settings.server_address.clone(), settings.server_port);
     let apis = if settings.disable_workload_api { "no APIs" } else { "Workload API" };
-    let built = build(settings, Surroundings { clock, server, workloads, admins, log, keys, stop }).await?;
+    let built =
+        build(settings, Surroundings { clock, server, workloads, admins, log, keys, metrics, stop }).await?;
     match socket_path {
         Some(path) => {
             let address = path.display();
@@ -196,4 +216,28 @@ async fn start(
         ),
     }
     Ok(built)
+}
+
+/// Prometheus over TLS: the agent's SVID, and whom its bundles let it believe.
+fn own_tls(handles: &Handles) -> SpiffeTls {
+    let (identity, shown) = (handles.identity.clone(), handles.identity.clone());
+    let bundles = handles.cache.bundles();
+    SpiffeTls {
+        svid: Arc::new(move || {
+            let own = shown.own()?;
+            Some(Arc::new(CertifiedKey::new(own.svid.chain().to_vec(), rustls_key(&own.key))))
+        }),
+        authorities: Arc::new(move |trust_domain| {
+            let of = |bundle: &Bundle| {
+                bundle.x509_authorities.iter().map(|authority| authority.der.clone()).collect()
+            };
+            match identity.trust() {
+                Trust::Bundle(own) if own.trust_domain == *trust_domain => return of(&own),
+                _ => {}
+            }
+            let bundles = bundles.borrow();
+            let foreign = bundles.iter().find(|bundle| bundle.source.trust_domain == *trust_domain);
+            foreign.map(|bundle| of(&bundle.source)).unwrap_or_default()
+        }),
+    }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use finial_daemon::backoff::Backoff;
-use finial_daemon::clock::Clock;
+use finial_daemon::clock::{Clock, unix_seconds};
 use finial_daemon::keys::{self, Key, KeyError, KeyManager, KeyType, spire_subject};
+use finial_daemon::metrics::{self, Metrics, UNKNOWN};
 use finial_identity::lifetime;
 use finial_identity::x509_svid::X509Svid;
 use rand::Rng;
@@ -112,6 +113,7 @@ pub struct Keeper {
     pub storage: Storage,
     pub keys: Arc<dyn KeyManager>,
     pub attestor: Arc<dyn NodeAttestor>,
+    pub metrics: Metrics,
     pub clock: Clock,
     pub first_trust: FirstTrust,
     pub rebootstrap: Rebootstrap,
@@ -138,9 +140,15 @@ impl Keeper {
         }
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let started = self.clock.monotonic();
+        let mut attempts = 0;
         loop {
+            attempts += 1;
+            self.show_bootstrap(self.storage.svid().is_some(), attempts);
             let error = match self.begin().await {
-                Ok(reattestable) => return self.allow_rebootstrap(reattestable),
+                Ok(reattestable) => {
+                    self.show_bootstrap(true, 0);
+                    return self.allow_rebootstrap(reattestable);
+                }
                 Err(error) if is_passing(&error) => error,
                 Err(error) => return Err(error),
             };
@@ -195,7 +203,7 @@ impl Keeper {
                     }
                     continue;
                 }
-                None => self.rotate().await,
+                None => self.metrics.timed(&["agent_svid", "rotate"], |_| UNKNOWN, self.rotate()).await,
             };
             match done {
                 Ok(()) => {
@@ -218,7 +226,7 @@ impl Keeper {
         self.identity.set_trust(self.first_trust.get().await?);
         if let Some(own) = self.stored().await? {
             tracing::info!(spiffe_id = %own.svid.id(), "SVID loaded; this node is attested already");
-            self.identity.set_own(own);
+            self.set_own(own);
         } else {
             self.attest().await?;
             // With a stored SVID the server has not been met yet.
@@ -285,7 +293,11 @@ impl Keeper {
 
     async fn attest(&self) -> Result<(), KeepError> {
         let key = self.new_key().await?;
-        let proved = node::prove(&self.client, &self.identity, &*self.attestor, &key).await?;
+        let mut call = self.metrics.call(&["node", "attestor", "new_svid"]);
+        call.label("attestor", self.attestor.name().to_owned());
+        let proved = node::prove(&self.client, &self.identity, &*self.attestor, &key).await;
+        call.done(if proved.is_ok() { metrics::OK } else { UNKNOWN });
+        let proved = proved?;
         tracing::info!(spiffe_id = %proved.svid.id(), reattestable = proved.reattestable, "Node attestation was successful");
         if let Trust::Bundle(bundle) = self.identity.trust() {
             let authorities =
@@ -301,7 +313,7 @@ impl Keeper {
             None => return self.attest().await,
         };
         if reattestable {
-            return self.attest().await;
+            return self.metrics.timed(&["node", "attest"], |_| UNKNOWN, self.attest()).await;
         }
         let key = self.new_key().await?;
         let csr = keys::csr(&key, &spire_subject(), &[]).await?;
@@ -347,9 +359,26 @@ impl Keeper {
     /// the write fails.
     async fn take(&self, svid: X509Svid, key: Arc<Key>, reattestable: bool) -> Result<(), KeepError> {
         self.storage.store_svid(svid.chain().to_vec(), reattestable).await?;
-        self.identity.set_own(OwnSvid { svid, key, reattestable });
+        self.set_own(OwnSvid { svid, key, reattestable });
         self.client.hang_up();
         Ok(())
+    }
+
+    fn set_own(&self, own: OwnSvid) {
+        let ends = unix_seconds(own.svid.not_after());
+        self.identity.set_own(own);
+        self.metrics.gauge(&["finial", "agent_svid", "expiration"], ends as f64);
+    }
+
+    /// Whether the node is attested, and how often that was tried since when. A node that is may have to do it again.
+    fn show_bootstrap(&self, done: bool, attempts: u32) {
+        let mode = [("mode", if done { "rebootstrap" } else { "bootstrap" })];
+        self.metrics.gauge(&["bootstrapped"], f64::from(u8::from(done)));
+        if attempts <= 1 {
+            let since = if attempts == 0 { 0 } else { unix_seconds(self.clock.now()) };
+            self.metrics.gauge_with(&["bootstrap_seconds"], since as f64, &mode);
+        }
+        self.metrics.gauge_with(&["bootstrap_attempts"], f64::from(attempts), &mode);
     }
 
     /// A key in the place that is not in use.

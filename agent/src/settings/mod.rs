@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use finial_daemon::argv::text::{self, FlagError};
+use finial_daemon::health::HealthSettings;
 use finial_daemon::keys::KeyType;
+use finial_daemon::metrics::MetricsSettings;
 use finial_daemon::settings::plugins::{PluginStanza, plugin_stanzas};
 use finial_daemon::settings::{Block, GoDuration, Section, SettingsError, load};
 use finial_daemon::telemetry::{LogFormat, LogLevel, TelemetrySettings};
@@ -136,6 +138,8 @@ pub struct Settings {
     pub rebootstrap: Rebootstrap,
     pub experimental: Experimental,
     pub telemetry: TelemetrySettings,
+    pub metrics: MetricsSettings,
+    pub health: HealthSettings,
     /// What the operator should know, for the log.
     pub warnings: Vec<String>,
 }
@@ -188,7 +192,9 @@ impl Settings {
     /// Reads the file's top block and the command line. Blocking: token and plugin files are read.
     pub fn read(file: &Block, flags: &Flags) -> Result<Settings, RefusedSettings> {
         let top = Section::new(file);
-        unbuilt::top(&top);
+        let mut warnings = Vec::new();
+        let metrics = MetricsSettings::read(&top, &mut warnings);
+        let health = HealthSettings::read(&top);
         // Read by plugin_stanzas; asking for it makes it known.
         let _ = top.block("plugins").map(|plugins| plugins.allow_unknown());
         let agent = top.require_block("agent");
@@ -196,7 +202,9 @@ impl Settings {
         top.finish()?;
         let stanzas = plugin_stanzas(file)?;
         let given = Given { join_token: read.join_token()? };
-        read.with_plugins(&stanzas, &given)
+        let settings = read.with_plugins(&stanzas, &given)?;
+        warnings.extend(settings.warnings);
+        Ok(Settings { metrics, health, warnings, ..settings })
     }
 }
 
@@ -292,6 +300,8 @@ impl AgentBlock {
             rebootstrap: self.rebootstrap,
             experimental: self.experimental,
             telemetry: self.telemetry,
+            metrics: MetricsSettings::default(),
+            health: HealthSettings::default(),
             warnings: self.warnings,
         })
     }

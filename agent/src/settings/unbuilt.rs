@@ -15,15 +15,6 @@ const NOT_BUILT: &[(&str, &str)] = &[
 const EXPERIMENTAL_NOT_BUILT: &[(&str, &str)] =
     &[("broker", "the SPIFFE Broker API is not built yet; remove the block, or stay with SPIRE until it is")];
 
-/// Refuses the blocks beside `agent` that say anything.
-pub(super) fn top(top: &Section) {
-    for (block, what) in [("telemetry", "telemetry sinks"), ("health_checks", "the health_checks listener")] {
-        if top.has(block) && top.block(block).is_some_and(|block| !block.source().items.is_empty()) {
-            top.problem(block, format_args!("the {block} block is refused: {what} are not built yet"));
-        }
-    }
-}
-
 /// Refuses keys of `agent`.
 pub(super) fn agent(agent: &Section) {
     refuse(agent, NOT_BUILT);

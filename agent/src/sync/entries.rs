@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use finial_daemon::clock::Clock;
+use finial_daemon::metrics::{self, Metrics};
 use finial_daemon::ready::Hold;
 use finial_identity::TrustDomain;
 use finial_identity::bundle::Bundle;
@@ -22,6 +23,8 @@ use crate::own_svid::keep::News;
 use crate::own_svid::{Identity, Trust};
 use crate::storage::Storage;
 
+/// A look at what the server has.
+const FETCH: [&str; 3] = ["manager", "sync", "fetch_entries_updates"];
 /// Federated bundles fetched at a time.
 const BUNDLES_AT_ONCE: usize = 10;
 
@@ -40,6 +43,7 @@ pub struct Entries {
     pub news: mpsc::Sender<News>,
     pub known: Known,
     pub last_sync: LastSync,
+    pub metrics: Metrics,
 }
 
 /// What the server has told so far.
@@ -62,7 +66,7 @@ impl Entries {
             let followed = tokio::select! {
                 () = stop.cancelled() => return,
                 followed = async {
-                    if push { self.follow(&mut first, &mut backoff).await } else { self.poll().await }
+                    if push { self.follow(&mut first, &mut backoff).await } else { self.poll_counted().await }
                 } => followed,
             };
             let wait = match followed {
@@ -113,7 +117,9 @@ impl Entries {
                     pushed = changes.next() => pushed?,
                     _ = renewed.changed() => break,
                 };
+                let call = self.metrics.call(&FETCH);
                 self.take_pushed(&pushed).await?;
+                call.done(metrics::OK);
                 self.known.version = pushed.version;
                 changes.acknowledge(&pushed).await;
                 if following.is_none() {
@@ -145,6 +151,13 @@ impl Entries {
         let upserted: Vec<Arc<Entry>> = pushed.upserted.iter().cloned().map(Arc::new).collect();
         self.take_entries(pushed.full, upserted, pushed.deleted.clone());
         Ok(())
+    }
+
+    async fn poll_counted(&mut self) -> Result<(), CallError> {
+        let call = self.metrics.call(&FETCH);
+        let polled = self.poll().await;
+        call.done(polled.as_ref().err().map_or(metrics::OK, CallError::code_name));
+        polled
     }
 
     /// Asks for everything once.
@@ -254,6 +267,10 @@ impl Entries {
     }
 
     fn take_entries(&mut self, full: bool, upserted: Vec<Arc<Entry>>, deleted: Vec<String>) {
+        let missing = upserted.iter().filter(|entry| !self.known.entries.contains_key(&entry.id)).count();
+        let dropped =
+            if full { self.known.entries.len() - (upserted.len() - missing) } else { deleted.len() };
+        let stale = if full { 0 } else { upserted.len() - missing };
         if full {
             self.known.entries.clear();
         }
@@ -262,6 +279,15 @@ impl Entries {
         }
         for entry in &upserted {
             self.known.entries.insert(entry.id.clone(), entry.clone());
+        }
+        for (what, count) in [
+            ("sync_bundles_total", self.known.federated.len() + usize::from(self.known.own.is_some())),
+            ("sync_entries_total", self.known.entries.len()),
+            ("sync_entries_missing", missing),
+            ("sync_entries_stale", stale),
+            ("sync_entries_dropped", dropped),
+        ] {
+            self.metrics.gauge(&[what], count as f64);
         }
         self.cache.apply(EntryUpdate { full, upserted, deleted });
     }

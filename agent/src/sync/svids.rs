@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use finial_daemon::backoff::Backoff;
 use finial_daemon::clock::Clock;
 use finial_daemon::keys::{KeyError, KeyType, WorkloadKey, spire_subject};
+use finial_daemon::metrics::Metrics;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,7 @@ pub struct Svids {
     pub cache: Cache,
     pub clock: Clock,
     pub key_type: KeyType,
+    pub metrics: Metrics,
     /// Tells the keeper of the agent's own SVID what the server thinks of it.
     pub news: mpsc::Sender<News>,
 }
@@ -108,6 +110,12 @@ impl Svids {
     }
 
     async fn sign(&self, wanted: Vec<Wanted>) -> Result<Round, CallError> {
+        self.metrics.sample(&["cache_manager", "expiring_svids"], wanted.len() as f64);
+        let counted = ["manager", "sync", "fetch_svids_updates"];
+        self.metrics.timed(&counted, CallError::code_name, self.ask(wanted)).await
+    }
+
+    async fn ask(&self, wanted: Vec<Wanted>) -> Result<Round, CallError> {
         let key_type = self.key_type;
         let make =
             move || wanted.into_iter().map(|wanted| request(wanted, key_type)).collect::<Result<Vec<_>, _>>();

@@ -8,7 +8,9 @@
 //! - Nobody can keep others from being served: connections and attestations are counted by user.
 
 pub(crate) mod caller;
+pub mod check;
 mod connection;
+mod count;
 mod encode;
 pub(crate) mod foreign;
 mod health;
@@ -24,6 +26,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use finial_daemon::{
     clock::Clock,
     listen::{self, Incoming},
+    metrics::Metrics,
     ready::Gate,
 };
 use finial_proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
@@ -76,6 +79,7 @@ pub struct WorkloadApi {
     pub rules: Rules,
     /// What health is told from.
     pub ready: Gate,
+    pub metrics: Metrics,
     /// The time.
     pub clock: Clock,
 }
@@ -109,7 +113,7 @@ pub async fn serve(
     api: WorkloadApi,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    let clock = api.clock.clone();
+    let (clock, metrics) = (api.clock.clone(), api.metrics.clone());
     let health =
         HealthServer::new(health::Health::new(api.ready.clone())).max_decoding_message_size(MAX_REQUEST);
     let serves_workloads = api.rules.serves_workloads;
@@ -134,7 +138,7 @@ pub async fn serve(
         .add_service(health)
         .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_REQUEST))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_REQUEST));
-    Ok(serve_routes(incoming, routes.routes(), clock, shutdown).await?)
+    Ok(serve_routes(incoming, routes.routes(), metrics, clock, shutdown).await?)
 }
 
 /// Serves one socket whose callers are processes of this machine; see [`serve`]. Requests carry their
@@ -142,6 +146,7 @@ pub async fn serve(
 pub(crate) async fn serve_routes(
     incoming: Incoming,
     routes: Routes,
+    metrics: Metrics,
     clock: Clock,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -151,6 +156,7 @@ pub(crate) async fn serve_routes(
     let connections = connection::watch(listen::plain(incoming), cut_off.clone(), clock.clone());
     let server = Server::builder()
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .layer(count::CountCalls::new(metrics))
         .add_routes(routes)
         .serve_with_incoming_shutdown(connections, shutdown.clone().cancelled_owned());
     tokio::pin!(server);

@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use finial_daemon::{
     keys::exportable::WorkloadKey,
     listen::{Io, MemoryDialer, SocketMode, peer::LocalPeer},
+    metrics::Metrics,
     ready::Hold,
 };
 use finial_identity::{entry::Entry, selector::Selector, x509_svid::X509Svid};
@@ -100,10 +101,14 @@ impl Running {
         let attestor = Arc::new(Me::default());
         let ready = Gate::new();
         let not_ready = Some(ready.hold("the test"));
-        let cache = Cache::new(CacheSettings::default(), clock());
+        let cache = Cache::new(CacheSettings::default(), clock(), Metrics::none(clock()));
         let shutdown = CancellationToken::new();
-        let attestation = WorkloadAttestation::new(vec![("test".to_owned(), attestor.clone() as _)]);
+        let attestation = WorkloadAttestation::new(
+            vec![("test".to_owned(), attestor.clone() as _)],
+            Metrics::none(clock()),
+        );
         let api = WorkloadApi {
+            metrics: Metrics::none(clock()),
             cache: cache.clone(),
             attestation,
             allow_unauthenticated_verifiers,
@@ -376,10 +381,14 @@ async fn unauthenticated_verifiers_get_the_own_bundle_if_allowed() {
 #[tokio::test]
 async fn before_the_first_sync_the_api_is_unavailable() {
     let running = Running::start();
-    let api = Cache::new(CacheSettings::default(), clock());
+    let api = Cache::new(CacheSettings::default(), clock(), Metrics::none(clock()));
     let (dialer, incoming) = listen::memory();
-    let attestation = WorkloadAttestation::new(vec![("test".to_owned(), running.attestor.clone() as _)]);
+    let attestation = WorkloadAttestation::new(
+        vec![("test".to_owned(), running.attestor.clone() as _)],
+        Metrics::none(clock()),
+    );
     let api = WorkloadApi {
+        metrics: Metrics::none(clock()),
         cache: api,
         attestation,
         allow_unauthenticated_verifiers: true,
@@ -551,8 +560,9 @@ async fn who_hangs_up_gives_his_turn_back_when_the_work_is_done() {
     let slow = Arc::new(Slow { running: count, done: done.clone() });
     let (dialer, incoming) = listen::memory();
     let api = WorkloadApi {
+        metrics: Metrics::none(clock()),
         cache: running.cache.clone(),
-        attestation: WorkloadAttestation::new(vec![("test".to_owned(), slow as _)]),
+        attestation: WorkloadAttestation::new(vec![("test".to_owned(), slow as _)], Metrics::none(clock())),
         allow_unauthenticated_verifiers: false,
         allowed_foreign_jwt_claims: Arc::default(),
         rules: Rules::default(),
@@ -612,8 +622,12 @@ async fn a_caller_that_ends_while_it_is_attested_is_refused_and_its_connection_c
     let (dialer, incoming) = listen::memory();
     let kills = Arc::new(Kills { child: Mutex::new(child), now: AtomicBool::new(false) });
     let api = WorkloadApi {
+        metrics: Metrics::none(clock()),
         cache: running.cache.clone(),
-        attestation: WorkloadAttestation::new(vec![("test".to_owned(), kills.clone() as _)]),
+        attestation: WorkloadAttestation::new(
+            vec![("test".to_owned(), kills.clone() as _)],
+            Metrics::none(clock()),
+        ),
         allow_unauthenticated_verifiers: false,
         allowed_foreign_jwt_claims: Arc::default(),
         rules: Rules::default(),
@@ -738,8 +752,12 @@ fn a_stream_ends_with_the_process_that_connected() {
         let path = dir.path().join("api.sock");
         let incoming = listen::unix(&path, SocketMode { socket: 0o777, dir: 0o755 }).unwrap();
         let api = WorkloadApi {
+            metrics: Metrics::none(clock()),
             cache: running.cache.clone(),
-            attestation: WorkloadAttestation::new(vec![("unix".to_owned(), Arc::new(Unix::default()) as _)]),
+            attestation: WorkloadAttestation::new(
+                vec![("unix".to_owned(), Arc::new(Unix::default()) as _)],
+                Metrics::none(clock()),
+            ),
             allow_unauthenticated_verifiers: false,
             allowed_foreign_jwt_claims: Arc::default(),
             rules: Rules::default(),

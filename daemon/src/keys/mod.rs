@@ -14,6 +14,7 @@ use x509_cert::name::Name;
 
 #[cfg(test)]
 mod contract;
+pub mod counted;
 mod csr;
 pub mod disk;
 pub mod exportable;

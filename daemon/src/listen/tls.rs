@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1MLKEM768, X25519MLKEM768};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::{ServerConfig, SupportedProtocolVersion, version};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -42,6 +44,25 @@ pub fn accept(
     let handshake = Handshake { acceptor: TlsAcceptor::from(config), timeout: handshake_timeout, clock };
     tokio::spawn(accept_loop(incoming, handshake, ready));
     ReceiverStream::new(connections).map(Ok).boxed()
+}
+
+/// The one cryptography provider, with X25519MLKEM768 offered first. With `require_pq_kem` it has nothing but hybrid
+/// post-quantum key exchanges.
+pub fn provider(require_pq_kem: bool) -> CryptoProvider {
+    let default = aws_lc_rs::default_provider();
+    let kx_groups = if require_pq_kem {
+        vec![X25519MLKEM768, SECP256R1MLKEM768]
+    } else {
+        let classic = default.kx_groups.iter().copied().filter(|group| group.name() != X25519MLKEM768.name());
+        [X25519MLKEM768].into_iter().chain(classic).collect()
+    };
+    CryptoProvider { kx_groups, ..default }
+}
+
+/// TLS 1.3, and 1.2 unless `require_pq_kem`: 1.2 knows no post-quantum key exchange.
+pub fn versions(require_pq_kem: bool) -> &'static [&'static SupportedProtocolVersion] {
+    static ONLY_13: &[&SupportedProtocolVersion] = &[&version::TLS13];
+    if require_pq_kem { ONLY_13 } else { rustls::ALL_VERSIONS }
 }
 
 #[derive(Clone)]

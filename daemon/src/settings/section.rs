@@ -72,6 +72,21 @@ impl Section {
         self.with_visited(|visited| visited.allow_unknown = true);
     }
 
+    /// Accepts keys of this block that no getter has asked for by now, as SPIRE does where this is called, and says so in
+    /// `warnings`.
+    pub fn warn_of_unknown(&self, warnings: &mut Vec<String>) {
+        self.allow_unknown();
+        let reading = self.reading.borrow();
+        let Some(visited) = reading.visited.get(self.index) else { return };
+        for item in &self.block.items {
+            let key = item.name();
+            if !visited.known.contains_key(key) {
+                let (file, line) = (&self.block.file, item.at().line);
+                warnings.push(format!("{file}:{line}: unknown key {key:?}{} has no effect", self.place()));
+            }
+        }
+    }
+
     /// Ends the reading: all problems of this block and of those read out of it.
     pub fn finish(self) -> Result<(), SettingsError> {
         let mut reading = self.reading.borrow_mut();

@@ -14,20 +14,19 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use finial_daemon::clock::Clock;
+use finial_daemon::listen::tls;
 use finial_identity::bundle::{Bundle, X509Authority};
 use finial_identity::peer::{self, PeerError};
 use finial_identity::spiffe_id::SpiffeId;
 use finial_identity::trust_domain::TrustDomain;
 use finial_identity::x509_svid::{X509SvidError, leaf_id};
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1MLKEM768, X25519MLKEM768};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, ServerConfig, SignatureScheme,
-    version,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
@@ -81,12 +80,10 @@ pub fn server_config(
     trust: Trust,
     require_pq_kem: bool,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let provider = Arc::new(provider(require_pq_kem));
-    let versions: &[_] =
-        if require_pq_kem { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
+    let provider = Arc::new(tls::provider(require_pq_kem));
     let verifier = SvidVerifier { algorithms: provider.signature_verification_algorithms, trust };
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions)?
+        .with_protocol_versions(tls::versions(require_pq_kem))?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(CurrentSvid(server_svid)));
     config.alpn_protocols = vec![ALPN.to_vec()];
@@ -179,17 +176,6 @@ impl ForeignBundles {
             );
         }
     }
-}
-
-fn provider(require_pq_kem: bool) -> CryptoProvider {
-    let default = aws_lc_rs::default_provider();
-    let kx_groups = if require_pq_kem {
-        vec![X25519MLKEM768, SECP256R1MLKEM768]
-    } else {
-        let classic = default.kx_groups.iter().copied().filter(|group| group.name() != X25519MLKEM768.name());
-        [X25519MLKEM768].into_iter().chain(classic).collect()
-    };
-    CryptoProvider { kx_groups, ..default }
 }
 
 fn ders(authorities: &[X509Authority]) -> Vec<&[u8]> {

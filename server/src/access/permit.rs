@@ -170,6 +170,13 @@ impl Granted {
     }
 }
 
+impl Row {
+    /// `package.Service`.
+    pub fn service(&self) -> &'static str {
+        self.method.trim_start_matches('/').split('/').next().unwrap_or_default()
+    }
+}
+
 impl Who {
     pub fn includes_local(self) -> bool {
         matches!(self, Who::Local | Who::AdminOrLocal | Who::AdminLocalOrAgent)

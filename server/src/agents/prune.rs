@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use finial_daemon::clock::Clock;
+use finial_daemon::metrics::UNKNOWN;
 
 use crate::entries::feed::Feed;
 use crate::store::{Store, StoreError};
@@ -47,7 +48,9 @@ pub async fn run(store: Store, feed: Feed, clock: Clock, settings: PruneSettings
     let entries = async {
         loop {
             clock.sleep(ENTRIES_EVERY).await;
-            let pruned = store.entries().prune_expired(clock.unix()).await;
+            let entries = store.entries();
+            let prune = entries.prune_expired(clock.unix());
+            let pruned = counted(&store, &["registration_entry", "manager", "prune"], prune).await;
             after("registration entries", &feed, pruned.map(|pruned| !pruned.is_empty()));
         }
     };
@@ -72,11 +75,21 @@ pub async fn run(store: Store, feed: Feed, clock: Clock, settings: PruneSettings
         loop {
             clock.sleep(nodes_every).await;
             let before = ago(pruning.expired_for);
-            let pruned = store.agents().prune(before, pruning.include_tofu, pruning.batch).await;
+            let agents = store.agents();
+            let prune = agents.prune(before, pruning.include_tofu, pruning.batch);
+            let pruned = counted(&store, &["node", "manager", "prune"], prune).await;
             after("expired nodes", &feed, pruned.map(|pruned| !pruned.is_empty()));
         }
     };
     tokio::join!(entries, tokens, events, nodes);
+}
+
+async fn counted<T>(
+    store: &Store,
+    words: &[&'static str],
+    prune: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    store.metrics().timed(words, |_| UNKNOWN, prune).await
 }
 
 /// Has the snapshot follow where something that it shows is gone.

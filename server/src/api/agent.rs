@@ -274,9 +274,7 @@ impl Agents {
         let first = match requests.message().await {
             Ok(Some(first)) => first,
             Ok(None) => return Err(Refusal::invalid("failed to receive request from stream: EOF")),
-            Err(status) => {
-                return Err(Refusal::invalid_because("failed to receive request from stream", &status));
-            }
+            Err(status) => return Err(Refusal::from_stream(status)),
         };
         let draft = match first.step {
             Some(wire::attest_agent_request::Step::Params(params)) => Some(read_params(params)),

@@ -11,6 +11,7 @@ use std::time::Duration;
 use finial_daemon::argv::text::code_name;
 use finial_daemon::clock::Clock;
 use finial_daemon::listen::ConnInfo;
+use finial_daemon::metrics::{Metrics, rpc};
 use finial_identity::spiffe_id::SpiffeId;
 use finial_proto::spire::api::types;
 use futures::future::BoxFuture;
@@ -24,7 +25,7 @@ use tracing::Instrument;
 use crate::access::audit::{self, Outcome, Record, Subject};
 use crate::access::caller::{Caller, CallerError};
 use crate::access::limit::Limits;
-use crate::access::permit::{self, Facts, Granted, Row, Who};
+use crate::access::permit::{self, Facts, Granted, Limit, Row, Who};
 use crate::agents::standing::Standings;
 use crate::api::status::{self, Refusal};
 use crate::entries::feed::Feed;
@@ -47,6 +48,7 @@ pub struct Access {
     pub limits: Limits,
     /// The setting `audit_log_enabled`.
     pub audit: bool,
+    pub metrics: Metrics,
     pub clock: Clock,
 }
 
@@ -114,13 +116,22 @@ impl Call {
         let (limit, caller) = (self.granted.row().limit, self.granted.caller());
         let clock = &self.access.clock;
         let came = clock.monotonic();
+        let call = (limit != Limit::None).then(|| self.limit_call());
         let taken = self.access.limits.take(limit, caller.ip(), count, self.patience).await;
+        if let Some(call) = call {
+            call.done(code_name(if taken.is_ok() { Code::Ok } else { Code::ResourceExhausted }));
+        }
         taken.map_err(|fault| Refusal::shown(Code::ResourceExhausted, what, &fault))?;
         if clock.monotonic().saturating_sub(came) < FRESH {
             return Ok(());
         }
         decide(&self.access, self.granted.row(), caller).await?.map_err(Refusal::from)?;
         Ok(())
+    }
+
+    fn limit_call(&self) -> finial_daemon::metrics::Call {
+        let words = rpc::words(self.granted.row().method);
+        self.access.metrics.call_named(std::iter::once("rateLimit".into()).chain(words).collect())
     }
 
     /// Does the work of a call that has one line in the audit log.
@@ -176,9 +187,11 @@ impl Service<Request<Body>> for Gate {
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
-        let Some(row) = permit::row(path).filter(|row| row.who != Who::Local || self.door == Door::Admin)
-        else {
-            let refused = status::unknown_method(path);
+        let is_served = |row: &Row| row.who != Who::Local || self.door == Door::Admin;
+        let Some(row) = permit::row(path).filter(|row| is_served(row)) else {
+            let refused = status::unknown_method(path, |service| {
+                permit::table().iter().any(|row| is_served(row) && row.service() == service)
+            });
             return Box::pin(std::future::ready(Ok(refused.into_http())));
         };
         // Put there by the accept loop.
@@ -186,6 +199,7 @@ impl Service<Request<Body>> for Gate {
             let refused = Refusal::with_code(Code::Internal, "caller missing from request context");
             return Box::pin(std::future::ready(Ok(Status::from(refused).into_http())));
         };
+        let counted = self.access.metrics.rpc(path);
         let is_stranger = caller.as_ref().is_ok_and(Caller::is_anonymous);
         let routes = if is_stranger { &self.for_strangers } else { &self.routes }.clone();
         let access = Arc::clone(&self.access);
@@ -202,6 +216,14 @@ impl Service<Request<Body>> for Gate {
             let patience = patience(request.headers());
             request.extensions_mut().insert(Call { granted, access, request_id, patience });
             Ok(name_oversized(routes.oneshot(request).await?))
+        };
+        let answer = async move {
+            let response: Result<Response<Body>, Infallible> = answer.await;
+            let response = response?;
+            Ok(match counted {
+                Some(call) => call.until_answered(response, ()),
+                None => response,
+            })
         };
         Box::pin(answer.instrument(span))
     }

@@ -150,9 +150,14 @@ pub fn not_built(path: &str) -> Status {
     Status::unimplemented(format!("{} is not built yet", path.trim_start_matches('/')))
 }
 
-/// UNIMPLEMENTED for a method that nobody knows.
-pub fn unknown_method(path: &str) -> Status {
-    Status::unimplemented(format!("unknown method {}", path.trim_start_matches('/')))
+/// UNIMPLEMENTED for a method (`/package.Service/Method`) that nobody knows, as Go's servers say it. `knows` a service by
+/// its name.
+pub fn unknown_method(path: &str, knows: impl FnOnce(&str) -> bool) -> Status {
+    let (service, method) = path.trim_start_matches('/').rsplit_once('/').unwrap_or_default();
+    Status::unimplemented(match knows(service) {
+        true => format!("unknown method {method} for service {service}"),
+        false => format!("unknown service {service}"),
+    })
 }
 
 /// PERMISSION_DENIED for a method (`/package.Service/Method`), with the reason if there is one that helps the caller.

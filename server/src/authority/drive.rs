@@ -8,11 +8,13 @@
 //! A step that fails changes nothing and is tried again. The authority that signs goes on signing meanwhile.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use finial_daemon::backoff::Backoff;
 use finial_daemon::clock::{Clock, from_unix_seconds, unix_seconds};
 use finial_daemon::keys::{Key, KeyError, KeyManager, KeyType};
+use finial_daemon::metrics::{self, Call, Metrics};
 use finial_identity::bundle::Bundle;
 use finial_identity::lifetime;
 use tokio::sync::{mpsc, watch};
@@ -112,8 +114,19 @@ pub(super) trait Kind: Send + Sync + 'static {
 
     fn facts(signer: &Self::Signer) -> Facts;
 
+    /// The words under which it is counted.
+    const WORDS: Words;
+
     /// What the journal keeps of it beside its facts.
     fn content(signer: &Self::Signer) -> Content;
+}
+
+/// Names of counters and gauges.
+pub(super) struct Words {
+    pub(super) prepare: &'static [&'static str],
+    pub(super) activate: &'static [&'static str],
+    pub(super) expiration: &'static [&'static str],
+    pub(super) ttl: &'static [&'static str],
 }
 
 /// A new authority.
@@ -146,6 +159,7 @@ pub(super) struct DriverParts {
     pub(super) keys: Arc<dyn KeyManager>,
     pub(super) journal: Journal,
     pub(super) bundle: OwnBundle,
+    pub(super) metrics: Metrics,
 }
 
 /// Turns the authorities of one kind.
@@ -160,6 +174,19 @@ pub(super) struct Driver<K: Kind> {
     orders: (Orders, mpsc::Receiver<Order>),
     /// Whether the work is an operator's wish.
     by_hand: bool,
+    /// From the making of a key to the bundle that knows of it.
+    preparing: Option<Call>,
+    failures: Failures,
+}
+
+/// How many steps have failed in a row. Clones share one number.
+#[derive(Clone, Debug, Default)]
+pub struct Failures(Arc<AtomicU32>);
+
+impl Failures {
+    pub fn in_a_row(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// What is under way, between two steps.
@@ -181,7 +208,9 @@ impl<K: Kind> Driver<K> {
         let (slots, signers, work) = (Slots::default(), [None, None], Work::Idle);
         let (sender, receiver) = mpsc::channel(ORDERS);
         let orders = (Orders { driver: sender }, receiver);
-        let mut driver = Driver { kind, parts, slots, signers, work, active, orders, by_hand: false };
+        let (preparing, failures) = (None, Failures::default());
+        let mut driver =
+            Driver { kind, parts, slots, signers, work, active, orders, by_hand: false, preparing, failures };
         driver.take_up().await?;
         if let Some(slot) = driver.slots.active() {
             driver.switch_to(slot);
@@ -194,8 +223,35 @@ impl<K: Kind> Driver<K> {
         self.active.subscribe()
     }
 
+    pub(super) fn failures(&self) -> Failures {
+        self.failures.clone()
+    }
+
     /// Does the next thing that is due. After an error the same thing is due again.
     pub(super) async fn step(&mut self) -> Result<Progress, DriveError> {
+        let call = self.parts.metrics.call(K::WORDS.prepare);
+        let progress = self.advance().await;
+        match &progress {
+            Ok(Progress::KeyMade(_)) => self.preparing = Some(call),
+            Ok(Progress::Prepared(_)) => {
+                call.discard();
+                self.preparing.take().into_iter().for_each(|call| call.done(metrics::OK));
+            }
+            Err(_) => match self.preparing.replace(call) {
+                Some(failed) => failed.done(metrics::UNKNOWN),
+                None => self.preparing.take().into_iter().for_each(Call::discard),
+            },
+            Ok(_) => call.discard(),
+        }
+        let failures = &self.failures.0;
+        match &progress {
+            Ok(_) => failures.store(0, Ordering::Relaxed),
+            Err(_) => _ = failures.fetch_add(1, Ordering::Relaxed),
+        }
+        progress
+    }
+
+    async fn advance(&mut self) -> Result<Progress, DriveError> {
         let now = self.parts.clock.now();
         match self.work.clone() {
             Work::Idle => match rotate::next(&self.slots, now) {
@@ -378,6 +434,13 @@ impl<K: Kind> Driver<K> {
         if let Some(signer) = &self.signers[index(slot)] {
             self.active.send_replace(Some(Arc::clone(signer)));
             self.log(slot, "activated");
+            let DriverParts { metrics, bundle, clock, .. } = &self.parts;
+            let current = bundle.current();
+            let (ends, labels) = (K::facts(signer).ends, [("trust_domain_id", current.trust_domain.name())]);
+            let left = ends.duration_since(clock.now()).unwrap_or_default();
+            metrics.count(K::WORDS.activate, 1);
+            metrics.gauge_with(K::WORDS.expiration, unix_seconds(ends) as f64, &labels);
+            metrics.gauge_with(K::WORDS.ttl, left.as_secs_f64(), &labels);
         }
     }
 

@@ -7,7 +7,7 @@ use finial_daemon::clock::{from_unix_seconds, unix_seconds};
 use finial_daemon::keys::{Key, KeyType};
 use finial_identity::bundle::{Bundle, JwtAuthority};
 
-use super::drive::{DriveError, Facts, Kind, Made, Unusable};
+use super::drive::{DriveError, Facts, Kind, Made, Unusable, Words};
 use super::issue::{ActiveJwtKey, IssueError};
 use super::rotate::Held;
 use crate::bundles::own::Authorities;
@@ -27,6 +27,13 @@ impl Kind for JwtKeys {
     const NAME: &'static str = "JWT key";
     const LIST: List = List::JwtKeys;
     const KEYS: &'static str = "JWT-Signer";
+    const WORDS: Words = Words {
+        prepare: &["ca", "manager", "jwt_key", "prepare"],
+        activate: &["manager", "jwt_key", "activate"],
+        // SPIRE has these two for its X.509 CA alone.
+        expiration: &["finial", "jwt_key", "rotate", "expiration"],
+        ttl: &["finial", "jwt_key", "rotate", "ttl"],
+    };
 
     fn key_type(&self) -> KeyType {
         self.key_type

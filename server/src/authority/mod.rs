@@ -6,6 +6,7 @@ pub mod by_hand;
 pub mod chain;
 mod der;
 pub mod drive;
+pub mod expiry;
 pub mod issue;
 mod journal;
 mod jwt_keys;
@@ -30,7 +31,7 @@ use crate::plugins::upstream_authority::UpstreamAuthority;
 use crate::store::Store;
 use crate::store::issued::IssuedLog;
 use by_hand::ByHand;
-use drive::{DriveError, Driver, DriverParts, Kind};
+use drive::{DriveError, Driver, DriverParts, Failures, Kind};
 use issue::Issuer;
 use journal::{Journal, JournalError};
 use jwt_keys::JwtKeys;
@@ -82,6 +83,8 @@ pub struct Authority {
     pub by_hand: ByHand,
     /// The server's own SVID, now and from now on.
     pub server_svid: watch::Receiver<Arc<ServerSvid>>,
+    /// How each kind of authority's rotation fares.
+    pub rotations: Vec<Failures>,
     /// To be run for as long as the server does.
     pub turning: Turning,
 }
@@ -107,7 +110,8 @@ impl Authority {
         let key_type = settings.ca_key_type;
         let changes = bundle.subscribe();
         let journal = own_journal(&store, keys.as_ref()).await?;
-        let parts = DriverParts { clock: clock.clone(), keys, journal, bundle };
+        let metrics = store.metrics().clone();
+        let parts = DriverParts { clock: clock.clone(), keys, journal, bundle, metrics: metrics.clone() };
         let kind = X509Cas {
             key_type,
             upstream: upstream.clone(),
@@ -125,7 +129,8 @@ impl Authority {
         };
         let jwt_key = jwt.as_ref().map_or_else(|| watch::channel(None).1, Driver::active);
         let issuer = Issuer::new(profiles, clock.clone(), x509.active(), jwt_key, issued);
-        let renewal = Renewal::start(issuer.clone(), clock.clone(), key_type, changes).await?;
+        let renewal = Renewal::start(issuer.clone(), clock.clone(), key_type, changes, metrics).await?;
+        let rotations = std::iter::once(x509.failures()).chain(jwt.as_ref().map(Driver::failures)).collect();
         let by_hand = ByHand {
             x509: x509.orders(),
             jwt: jwt.as_ref().map(Driver::orders),
@@ -135,6 +140,7 @@ impl Authority {
             issuer,
             by_hand,
             server_svid: renewal.subscribe(),
+            rotations,
             turning: Turning { x509, jwt, renewal, store, clock },
         })
     }

@@ -7,6 +7,7 @@ use finial_daemon::backoff::Backoff;
 use finial_daemon::clock::{Clock, unix_seconds};
 use finial_daemon::keys::memory::MemoryKeys;
 use finial_daemon::keys::{KeyError, KeyManager, KeyType, rustls_key};
+use finial_daemon::metrics::{Metrics, UNKNOWN};
 use finial_identity::bundle::Bundle;
 use finial_identity::x509_svid::X509Svid;
 use finial_identity::{lifetime, peer};
@@ -46,6 +47,7 @@ pub struct Renewal {
     /// The key lives as long as the process: a new start makes a new one.
     keys: MemoryKeys,
     bundle: watch::Receiver<Arc<Bundle>>,
+    metrics: Metrics,
     shown: watch::Sender<Arc<ServerSvid>>,
 }
 
@@ -56,10 +58,12 @@ impl Renewal {
         clock: Clock,
         key_type: KeyType,
         bundle: watch::Receiver<Arc<Bundle>>,
+        metrics: Metrics,
     ) -> Result<Renewal, ServerSvidError> {
         let keys = MemoryKeys::new();
-        let first = make(&issuer, &keys, key_type).await?;
-        Ok(Renewal { issuer, clock, key_type, keys, bundle, shown: watch::Sender::new(Arc::new(first)) })
+        let first = make(&issuer, &keys, key_type, &metrics).await?;
+        let shown = watch::Sender::new(Arc::new(first));
+        Ok(Renewal { issuer, clock, key_type, keys, bundle, metrics, shown })
     }
 
     /// The SVID of now and all that follow.
@@ -81,7 +85,7 @@ impl Renewal {
                 }
                 continue;
             }
-            match make(&self.issuer, &self.keys, self.key_type).await {
+            match make(&self.issuer, &self.keys, self.key_type, &self.metrics).await {
                 Ok(made) => {
                     backoff.reset();
                     self.shown.send_replace(Arc::new(made));
@@ -118,7 +122,16 @@ impl Renewal {
     }
 }
 
-async fn make(issuer: &Issuer, keys: &MemoryKeys, key_type: KeyType) -> Result<ServerSvid, ServerSvidError> {
+async fn make(
+    issuer: &Issuer,
+    keys: &MemoryKeys,
+    key_type: KeyType,
+    metrics: &Metrics,
+) -> Result<ServerSvid, ServerSvidError> {
+    metrics.timed(&["svid", "rotate"], |_| UNKNOWN, sign(issuer, keys, key_type)).await
+}
+
+async fn sign(issuer: &Issuer, keys: &MemoryKeys, key_type: KeyType) -> Result<ServerSvid, ServerSvidError> {
     let key = keys.generate("server-svid", key_type).await?;
     let Issued { svid, authority_id } = issuer.server_x509(key.public_key_der()).await?;
     tracing::debug!(spiffe_id = %svid.id(), expiration = at(unix_seconds(svid.not_after())), "Signed X509 SVID");

@@ -11,7 +11,7 @@ use rustls_pki_types::CertificateDer;
 
 use super::NewCa;
 use super::chain::{self, ChainFault};
-use super::drive::{DriveError, Facts, Kind, Made, Unusable};
+use super::drive::{DriveError, Facts, Kind, Made, Unusable, Words};
 use super::issue::{ActiveCa, IssueError};
 use super::profile::{self, Profiles};
 use super::rotate::Held;
@@ -38,6 +38,12 @@ impl Kind for X509Cas {
     const NAME: &'static str = "X509 CA";
     const LIST: List = List::X509Cas;
     const KEYS: &'static str = "x509-CA";
+    const WORDS: Words = Words {
+        prepare: &["ca", "manager", "x509_ca", "prepare"],
+        activate: &["ca", "manager", "x509_ca", "activate"],
+        expiration: &["manager", "x509_ca", "rotate", "expiration"],
+        ttl: &["manager", "x509_ca", "rotate", "ttl"],
+    };
 
     fn key_type(&self) -> KeyType {
         self.key_type

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use finial_daemon::clock::Clock;
+use finial_daemon::metrics::UNKNOWN;
 use finial_identity::bundle::{Bundle, JwtAuthority, X509Authority};
 use tokio::sync::{Mutex, Notify, watch};
 
@@ -134,8 +135,13 @@ impl OwnBundle {
             }
             if prune_at <= clock.now() {
                 prune_at = clock.now() + PRUNE_INTERVAL;
-                match self.prune(clock.now()).await {
-                    Ok(true) => tracing::debug!("Expired certificates were successfully pruned from bundle"),
+                let metrics = self.inner.store.metrics();
+                let prune = self.prune(clock.now());
+                match metrics.timed(&["ca", "manager", "bundle", "prune"], |_| UNKNOWN, prune).await {
+                    Ok(true) => {
+                        metrics.count(&["ca", "manager", "bundle", "pruned"], 1);
+                        tracing::debug!("Expired certificates were successfully pruned from bundle");
+                    }
                     Ok(false) => {}
                     Err(error) => tracing::error!(%error, "Could not prune CA certificates"),
                 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use finial_daemon::clock::{Clock, from_unix_seconds};
+use finial_daemon::metrics;
 use finial_identity::spiffe_id::SpiffeId;
 use tokio::sync::{Notify, watch};
 
@@ -147,6 +148,7 @@ impl FeedTask {
         let mut asked = true;
         loop {
             let round = self.asked.count.load(Ordering::Acquire);
+            let call = self.store.metrics().call(&["entry", "cache", "reload"]);
             let outcome = if self.clock.monotonic() >= self.full_reload_due {
                 self.read_all().await
             } else {
@@ -154,13 +156,33 @@ impl FeedTask {
                 let source = if asked { self.store.clone() } else { self.store.tolerating_stale() };
                 self.follow(&source).await
             };
+            call.done(if outcome.is_ok() { metrics::OK } else { metrics::UNKNOWN });
             if let Err(error) = outcome
                 && !error.is_outage()
             {
                 tracing::error!(%error, "Failed to update entry cache");
             }
+            self.show_sizes();
             self.rounds.send_replace(round);
             asked = self.wait().await;
+        }
+    }
+
+    fn show_sizes(&self) {
+        if !self.store.metrics().is_heard() {
+            return;
+        }
+        let snapshot = self.snapshots.borrow();
+        let (alias_entries, alias_selectors) = snapshot.alias_counts();
+        for (of, what, size) in [
+            ("entry", "entries_by_entryid_cache", snapshot.entry_count()),
+            ("entry", "nodealiases_by_entryid_cache", alias_entries),
+            ("entry", "nodealiases_by_selector_cache", alias_selectors),
+            ("entry", "skipped_entry_event_ids", self.entry_place.missing_count()),
+            ("node", "agents_by_id_cache", snapshot.agent_count()),
+            ("node", "skipped_node_event_ids", self.node_place.missing_count()),
+        ] {
+            self.store.metrics().gauge(&[of, what, "count"], size as f64);
         }
     }
 

@@ -40,6 +40,11 @@ impl Place {
         self.last
     }
 
+    /// How many numbers are missing.
+    pub fn missing_count(&self) -> usize {
+        self.missing.len()
+    }
+
     /// Numbers to look for again, ascending.
     pub fn missing(&self) -> Vec<i64> {
         self.missing.keys().copied().collect()

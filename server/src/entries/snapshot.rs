@@ -7,6 +7,7 @@
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -127,6 +128,17 @@ impl Snapshot {
     /// Entries that may be served, and node aliases.
     pub fn entry_count(&self) -> usize {
         self.entries.len()
+    }
+
+    /// How many entries name agents by their selectors, and by how many selectors.
+    pub fn alias_counts(&self) -> (usize, usize) {
+        let aliases: BTreeSet<&ById> = self.aliases.values().flatten().collect();
+        (aliases.len(), self.aliases.len())
+    }
+
+    /// How many agents are known.
+    pub fn agent_count(&self) -> usize {
+        self.agents.len()
     }
 
     pub fn entry(&self, id: &str) -> Option<&Arc<Entry>> {

@@ -15,7 +15,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use finial_daemon::argv::text::{self, FlagError};
+use finial_daemon::health::HealthSettings;
 use finial_daemon::keys::KeyType;
+use finial_daemon::metrics::MetricsSettings;
 use finial_daemon::settings::{Block, Section, SettingsError, load};
 use finial_daemon::telemetry::TelemetrySettings;
 use finial_identity::spiffe_id::SpiffeId;
@@ -82,6 +84,8 @@ pub struct Settings {
     pub socket_path: PathBuf,
     pub data_dir: PathBuf,
     pub log: TelemetrySettings,
+    pub metrics: MetricsSettings,
+    pub health: HealthSettings,
 
     pub ca_ttl: Duration,
     pub ca_key_type: KeyType,
@@ -137,8 +141,6 @@ impl Settings {
         let top = Section::new(file);
         // Read below.
         top.is_block("plugins");
-        unbuilt::telemetry(&top);
-        unbuilt::health_checks(&top);
         let server = top.require_block("server");
         unbuilt::server(&server);
         let experimental = server.block("experimental");
@@ -150,6 +152,8 @@ impl Settings {
         let rate_limit = server.block("ratelimit");
         let limited = |key| rate_limit.as_ref().and_then(|r| r.bool(key)).unwrap_or(true);
         let mut warnings = Vec::new();
+        let metrics = MetricsSettings::read(&top, &mut warnings);
+        let health = HealthSettings::read(&top);
 
         let trust_domain = trust_domain(&server, flags);
         let data_dir = path(&flags.data_dir, server.string("data_dir"));
@@ -199,6 +203,8 @@ impl Settings {
             socket_path: socket_path.unwrap_or_else(|| DEFAULT_SOCKET.into()),
             data_dir,
             log,
+            metrics,
+            health,
             ca_ttl: lifetimes.ca,
             ca_key_type,
             jwt_key_type,

@@ -213,11 +213,15 @@ fn what_is_not_built_is_refused_by_name() {
     let zeros = "profiling_enabled = false\nprofiling_port = 0\nprofiling_names = []\nfederation {}";
     minimal(zeros).unwrap();
     for (block, refused) in [
-        ("telemetry { Prometheus { port = 9988 } }", Some("Prometheus: not built yet")),
-        ("telemetry { Statsd = [{ address = \"x\" }] }", Some("Statsd: not built yet")),
-        ("telemetry { Promethius {} }", Some("unknown key \"Promethius\"")),
+        ("telemetry { Prometheus { port = 9988 } }", None),
+        ("telemetry { Statsd = [{ address = \"x\" }] }", None),
+        ("telemetry { M3 = [{ address = \"x\" env = \"y\" }] }", Some("the M3 sink is not built")),
+        ("telemetry { Prometheus { prot = 9988 } }", Some("did you mean \"port\"?")),
+        // As in SPIRE; a warning says so.
+        ("telemetry { Promethius {} }", None),
         ("telemetry {}", None),
-        ("health_checks { listener_enabled = true }", Some("listener_enabled: not built yet")),
+        ("health_checks { listener_enabled = true }", None),
+        ("health_checks { listener = true }", Some("unknown key \"listener\"")),
         ("health_checks { listener_enabled = false  bind_port = \"8080\" }", None),
         ("healthchecks {}", Some("did you mean \"health_checks\"?")),
     ] {

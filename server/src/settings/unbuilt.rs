@@ -28,38 +28,6 @@ pub(super) fn experimental(section: &Section) {
     );
 }
 
-pub(super) fn telemetry(top: &Section) {
-    for telemetry in top.blocks("telemetry") {
-        refuse(
-            &telemetry,
-            &[
-                "Prometheus",
-                "DogStatsd",
-                "Statsd",
-                "M3",
-                "InMem",
-                "MetricPrefix",
-                "EnableTrustDomainLabel",
-                "EnableHostnameLabel",
-                "AllowedPrefixes",
-                "BlockedPrefixes",
-                "AllowedLabels",
-                "BlockedLabels",
-            ],
-        );
-    }
-}
-
-/// The other keys of this block say how to serve what `listener_enabled` turns on.
-pub(super) fn health_checks(top: &Section) {
-    for health_checks in top.blocks("health_checks") {
-        refuse(&health_checks, &["listener_enabled"]);
-        for key in ["bind_address", "bind_port", "live_path", "ready_path"] {
-            health_checks.string(key);
-        }
-    }
-}
-
 /// Notes a problem for each of the keys that is set to something.
 pub(super) fn refuse(section: &Section, keys: &[&str]) {
     refuse_as(section, keys, REASON);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use finial_daemon::metrics::Metrics;
 use tokio::sync::{mpsc, oneshot};
 
 use super::dialect::{Row, Sql, Value, values};
@@ -153,6 +154,7 @@ impl IssuedRecords<'_> {
 #[derive(Clone, Debug)]
 pub struct IssuedLog {
     to_task: mpsc::UnboundedSender<Message>,
+    metrics: Metrics,
 }
 
 /// How [`IssuedLog`] gathers rows.
@@ -176,12 +178,16 @@ impl IssuedLog {
     /// The log, and the task that writes it; whoever calls this has it run.
     pub fn start(store: Store, batching: Batching) -> (IssuedLog, impl Future<Output = ()> + Send + 'static) {
         let (to_task, from_log) = mpsc::unbounded_channel();
-        (IssuedLog { to_task }, write_batches(store, batching, from_log))
+        let metrics = store.metrics().clone();
+        (IssuedLog { to_task, metrics }, write_batches(store, batching, from_log))
     }
 
     /// Notes that something was issued. Does not wait: the row is written with the next batch. If the database cannot be
     /// written, up to [`Batching::kept`] rows are kept in memory until it can; of more than that the number is logged.
     pub fn record(&self, record: IssuedRecord) {
+        if let Some(word) = record.kind.counted_as() {
+            self.metrics.count(&["server_ca", "sign", word], 1);
+        }
         if self.to_task.send(Message::Record(Box::new(record))).is_err() {
             tracing::error!("The log of issued credentials is closed: a credential was not recorded");
         }
@@ -200,6 +206,20 @@ impl IssuedLog {
 }
 
 impl IssuedKind {
+    /// The last word of the counter of signatures.
+    fn counted_as(&self) -> Option<&'static str> {
+        match self {
+            IssuedKind::Workload | IssuedKind::Agent | IssuedKind::Server | IssuedKind::Minted => {
+                Some("x509_svid")
+            }
+            IssuedKind::DownstreamCa => Some("x509_ca_svid"),
+            IssuedKind::Jwt | IssuedKind::MintedJwt => Some("jwt_svid"),
+            IssuedKind::Wit => Some("wit_svid"),
+            // Not for others.
+            IssuedKind::Ca | IssuedKind::Other(_) => None,
+        }
+    }
+
     /// The name in the table.
     pub fn as_str(&self) -> &str {
         match self {

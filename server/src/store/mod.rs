@@ -31,6 +31,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use finial_daemon::clock::Clock;
+use finial_daemon::metrics::Metrics;
 use finial_identity::selector::Selector;
 use finial_identity::trust_domain::TrustDomain;
 use tokio::task::{JoinError, spawn_blocking};
@@ -59,7 +60,12 @@ impl Store {
     pub async fn open(settings: OpenSettings) -> Result<Store, StoreError> {
         let inner = blocking(move || {
             let engine = Engine::open(&settings)?;
-            Ok(Inner { trust_domain: settings.trust_domain, clock: settings.clock, engine })
+            Ok(Inner {
+                trust_domain: settings.trust_domain,
+                clock: settings.clock,
+                metrics: settings.metrics,
+                engine,
+            })
         })
         .await?;
         Ok(Store { inner: Arc::new(inner), stale: false })
@@ -68,6 +74,11 @@ impl Store {
     /// The trust domain that the database belongs to.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.inner.trust_domain
+    }
+
+    /// Where operations are counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
     }
 
     /// Registration entries.
@@ -185,6 +196,7 @@ pub struct Page<T> {
 struct Inner {
     trust_domain: TrustDomain,
     clock: Clock,
+    metrics: Metrics,
     engine: Engine,
 }
 

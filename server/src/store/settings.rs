@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use finial_daemon::clock::Clock;
+use finial_daemon::metrics::Metrics;
 use finial_identity::trust_domain::TrustDomain;
 
 /// SPIRE's `database_type`.
@@ -70,6 +71,8 @@ pub struct OpenSettings {
     /// The database must belong to this trust domain; a new one will.
     pub trust_domain: TrustDomain,
     pub clock: Clock,
+    /// Where operations are counted, by the store and by whoever works with it.
+    pub metrics: Metrics,
 }
 
 impl OpenSettings {
@@ -81,7 +84,8 @@ impl OpenSettings {
     ) -> OpenSettings {
         let connection_string = connection_string.into();
         let database = DatabaseSettings { connection_string, ..DatabaseSettings::default() };
-        OpenSettings { database, trust_domain, clock }
+        let metrics = Metrics::none(clock.clone());
+        OpenSettings { database, trust_domain, clock, metrics }
     }
 }
 

@@ -160,6 +160,7 @@ async fn wait(mut answer: watch::Receiver<Option<Answer>>) -> Answer {
 mod tests {
     use std::time::SystemTime;
 
+    use finial_daemon::metrics::Metrics;
     use finial_identity::bundle::{Bundle, JwtAuthority};
     use finial_identity::entry::AdditionalAttributes;
 
@@ -178,7 +179,7 @@ mod tests {
         fn new() -> Fixture {
             let settings = CacheSettings { jwt_hit_timeout: HIT_TIMEOUT, ..CacheSettings::default() };
             let fixture = Fixture {
-                cache: Cache::new(settings, clock()),
+                cache: Cache::new(settings, clock(), Metrics::none(clock())),
                 authority: Authority::new(TRUST_DOMAIN, "first"),
             };
             fixture.set_keys(&[("kid", false)]);

@@ -12,6 +12,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use finial_daemon::argv::text::code_name;
 use finial_daemon::clock::Clock;
 use finial_daemon::dial::{self, Dialer};
 use finial_identity::TrustDomain;
@@ -80,6 +81,19 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// The name of the gRPC code that stands for it.
+    pub fn code_name(&self) -> &'static str {
+        code_name(match self {
+            CallError::Denied { .. } => Code::PermissionDenied,
+            CallError::Unimplemented(_) => Code::Unimplemented,
+            CallError::NotFound(_) => Code::NotFound,
+            CallError::TimedOut => Code::DeadlineExceeded,
+            CallError::Unavailable(_) => Code::Unavailable,
+            CallError::Refused { code, .. } => *code,
+            CallError::Malformed(_) => Code::Unknown,
+        })
+    }
+
     /// Whether another connection would not have helped.
     fn is_about_the_request(&self) -> bool {
         match self {

@@ -9,6 +9,8 @@ use super::*;
 use crate::access::caller::Caller;
 use crate::access::fixture::{Authority, Bearer, Wish, noon};
 use crate::store::OpenSettings;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::version;
 
 /// A server of `example.org` whose settings can be changed.
 struct Server {

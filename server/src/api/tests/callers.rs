@@ -57,7 +57,7 @@ async fn administrators_are_named_by_entry_or_by_configuration() {
     assert_eq!(channels[2].count_entries(count()).await.unwrap_err().code(), Code::PermissionDenied);
     // What only the socket serves, the network does not know.
     let refused = DebugClient::new(server.anonymous()).get_info(debug_wire::GetInfoRequest {}).await;
-    assert_refused(refused, Code::Unimplemented, "unknown method spire.api.server.debug.v1.Debug/GetInfo");
+    assert_refused(refused, Code::Unimplemented, "unknown service spire.api.server.debug.v1.Debug");
 }
 
 #[tokio::test(start_paused = true)]

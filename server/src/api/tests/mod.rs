@@ -18,6 +18,7 @@ use finial_daemon::clock::Clock;
 use finial_daemon::dial::{self, Dialer};
 use finial_daemon::keys::{KeyType, WorkloadKey, spire_subject};
 use finial_daemon::listen::{self, MemoryDialer, Origin};
+use finial_daemon::metrics::Metrics;
 use finial_daemon::settings::parse;
 use finial_daemon::telemetry::{LogHandle, LogLevel};
 use finial_proto::spire::api::server::agent::v1 as agent_wire;
@@ -81,7 +82,12 @@ impl Server {
         let (network, api) = listen::memory();
         let (local, admin) = listen::memory();
         let log = LogHandle::detached(LogLevel::Info);
-        let built = build(settings, Surroundings { clock: clock.clone(), api, admin, log }).await.unwrap();
+        let built = build(
+            settings,
+            Surroundings { clock: clock.clone(), api, admin, log, metrics: Metrics::none(clock.clone()) },
+        )
+        .await
+        .unwrap();
         let task = tokio::spawn(built.task);
         built.ready.wait().await;
         let local = dial::channel(Dialer::Memory(local), None, "localhost");

@@ -15,6 +15,7 @@ use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 use finial_daemon::clock::{Clock, unix_seconds};
 use finial_daemon::keys::{Key, KeyError};
+use finial_identity::bundle::Bundle;
 use finial_identity::csr::VerifiedCsr;
 use finial_identity::peer::PeerError;
 use finial_identity::spiffe_id::SpiffeId;
@@ -244,6 +245,13 @@ impl Issuer {
     /// The CA that signs now.
     pub fn active(&self) -> Option<Arc<ActiveCa>> {
         self.active.borrow().clone()
+    }
+
+    /// Whether the CA can sign, and peers that know `bundle` would believe what it signs. Nothing that is signed for this
+    /// leaves the process.
+    pub async fn prove(&self, bundle: &Bundle) -> Result<(), IssueError> {
+        let ca = self.active().ok_or(IssueError::NoAuthority)?;
+        ca.prove(&self.profiles, &bundle.x509_authorities, self.clock.now()).await
     }
 
     /// Wakes when another CA signs.

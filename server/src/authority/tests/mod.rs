@@ -69,6 +69,7 @@ impl Machine {
             keys: Arc::clone(&self.keys),
             journal: own_journal(&self.store, self.keys.as_ref()).await.unwrap(),
             bundle: OwnBundle::load(self.store.clone()).await.unwrap(),
+            metrics: self.store.metrics().clone(),
         }
     }
 

@@ -1,0 +1,115 @@
+//! Counts the calls on the agent's sockets, and those that are open.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use finial_daemon::metrics::Metrics;
+use http::{Request, Response};
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+use super::caller::Caller;
+
+/// SPIRE counts an open call of these services as a connection of the API.
+const APIS: [(&str, &str); 5] = [
+    ("/SpiffeWorkloadAPI/", "workload_api"),
+    ("/envoy.service.secret.v3.SecretDiscoveryService/", "sds_api"),
+    ("/spire.api.agent.delegatedidentity.v1.DelegatedIdentity/", "delegated_identity_api"),
+    ("/spire.agent.debug.v1.Debug/", "debug_api"),
+    ("/spire.api.agent.logger.v1.Logger/", "logger_api"),
+];
+
+/// Counts what passes through it. The agent's own calls are not counted: it asks itself whether it is well.
+#[derive(Clone)]
+pub(crate) struct CountCalls {
+    metrics: Metrics,
+    open: Arc<Mutex<HashMap<&'static str, u32>>>,
+}
+
+impl CountCalls {
+    pub(crate) fn new(metrics: Metrics) -> CountCalls {
+        CountCalls { metrics, open: Arc::default() }
+    }
+
+    fn opened(&self, path: &str) -> Option<Open> {
+        let (_, api) = APIS.iter().find(|(service, _)| path.starts_with(service))?;
+        self.metrics.count(&[api, "connection"], 1);
+        self.show(api, |open| open + 1);
+        Some(Open { calls: self.clone(), api })
+    }
+
+    fn show(&self, api: &'static str, change: impl FnOnce(u32) -> u32) {
+        // Under the lock, so that the last value shown is the true one.
+        let mut all = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = all.entry(api).or_default();
+        *open = change(*open);
+        self.metrics.gauge(&[api, "connections"], f64::from(*open));
+    }
+}
+
+/// A call that has not ended.
+struct Open {
+    calls: CountCalls,
+    api: &'static str,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.calls.show(self.api, |open| open.saturating_sub(1));
+    }
+}
+
+impl<S> Layer<S> for CountCalls {
+    type Service = Counted<S>;
+
+    fn layer(&self, service: S) -> Counted<S> {
+        Counted { service, calls: self.clone() }
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Counted<S> {
+    service: S,
+    calls: CountCalls,
+}
+
+type Answer<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>>;
+
+impl<S> Service<Request<Body>> for Counted<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Answer<S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answer<S::Error> {
+        let caller = request.extensions().get::<Caller>();
+        let is_ourselves = caller.is_some_and(|caller| caller.pid() == std::process::id());
+        let path = request.uri().path();
+        let counted = match self.calls.metrics.rpc(path) {
+            Some(call) if is_ourselves => {
+                call.discard();
+                None
+            }
+            call => call.map(|call| (call, self.calls.opened(path))),
+        };
+        let answer = self.service.call(request);
+        Box::pin(async move {
+            let response = answer.await?;
+            Ok(match counted {
+                Some((call, open)) => call.until_answered(response, open),
+                None => response,
+            })
+        })
+    }
+}
