@@ -1,5 +1,6 @@
 //! What the command lines print, compared with what SPIRE 1.15.3 prints for the same state: transcripts beside this file,
-//! one for each noun, which hold the reference program's exit codes, standard output and standard error.
+//! one for each noun, which hold the reference program's exit codes, standard output and standard error. Another program's
+//! are a folder more: a [`stage::Stage`] on which it plays, and a line with its transcripts below.
 //!
 //! # How they were captured
 //!
@@ -26,39 +27,36 @@ use std::path::PathBuf;
 use stage::{ServerStage, play, transcripts};
 use transcript::Transcript;
 
-macro_rules! server {
-    ($($name:ident),* $(,)?) => {
-        $(
-            #[test]
-            fn $name() {
-                play::<ServerStage>(&file("server", stringify!($name)));
-            }
-        )*
+/// The transcripts in a folder, each a test, played on a stage.
+macro_rules! transcripts {
+    ($folder:ident on $stage:ty: $($name:ident),* $(,)?) => {
+        mod $folder {
+            use super::*;
 
-        #[test]
-        fn every_transcript_of_the_server_is_played() {
-            let played: BTreeSet<PathBuf> = [$(file("server", stringify!($name))),*].into();
-            assert_eq!(transcripts("server"), played);
+            $(
+                #[test]
+                fn $name() {
+                    play::<$stage>(&file(stringify!($folder), stringify!($name)));
+                }
+            )*
+
+            #[test]
+            fn no_transcript_is_forgotten() {
+                let played: BTreeSet<PathBuf> =
+                    [$(file(stringify!($folder), stringify!($name))),*].into();
+                assert_eq!(transcripts(stringify!($folder)), played);
+            }
         }
     };
 }
 
-server![
-    agent,
-    bundle,
-    debug,
-    entry,
-    federation,
-    general,
-    healthcheck,
-    jwt,
-    localauthority,
-    logger,
-    token,
-    upstreamauthority,
-    validate,
-    x509,
-];
+transcripts!(server on ServerStage:
+    agent, bundle, debug, entry, federation, general, healthcheck, jwt, localauthority, logger, token, upstreamauthority,
+    validate, x509,
+);
+
+/// The folders of transcripts.
+const FOLDERS: [&str; 1] = ["server"];
 
 fn file(folder: &str, name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("cli").join(folder).join(format!("{name}.txt"))
@@ -70,7 +68,7 @@ fn the_documentation_lists_the_differences() {
     const BEGIN: &str = "<!-- differences of the command line: begin -->\n";
     const END: &str = "<!-- differences of the command line: end -->\n";
     let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for file in transcripts("server") {
+    for file in FOLDERS.into_iter().flat_map(transcripts) {
         let transcript = Transcript::parse(&std::fs::read_to_string(&file).unwrap());
         for command in transcript.commands() {
             if let Some(reason) = &command.differs {

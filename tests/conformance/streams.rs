@@ -8,13 +8,44 @@ use finial_proto::spire::api::server::bundle::v1::{
     BatchDeleteFederatedBundleRequest, BatchSetFederatedBundleRequest,
 };
 use finial_proto::spire::api::server::entry::v1::BatchCreateEntryRequest;
+use finial_proto::spire::api::server::trustdomain::v1::BatchCreateFederationRelationshipRequest;
+use finial_proto::spire::api::server::trustdomain::v1::trust_domain_client::TrustDomainClient;
 use finial_proto::spire::api::types;
+use finial_proto::spire::api::types::federation_relationship::BundleEndpointProfile;
 use finial_tests::person::Person;
 use finial_tests::world::{World, id, my_uid};
 use tonic::Code;
 
 /// Gives the server the bundle of another trust domain, with a new root, and returns the root (DER).
 pub async fn federate(world: &World, trust_domain: &str) -> Vec<u8> {
+    let (bundle, root) = foreign(trust_domain);
+    let request = BatchSetFederatedBundleRequest { bundle: vec![bundle], output_mask: None };
+    let results = world.bundles().batch_set_federated_bundle(request).await.unwrap().into_inner().results;
+    assert_eq!(results[0].status.as_ref().unwrap().code, Code::Ok as i32);
+    root
+}
+
+/// Has the server keep a relationship with another trust domain, with a bundle with a new root, and returns the root (DER).
+async fn relate(world: &World, trust_domain: &str) -> Vec<u8> {
+    let (bundle, root) = foreign(trust_domain);
+    let relationship = types::FederationRelationship {
+        trust_domain: trust_domain.to_owned(),
+        bundle_endpoint_url: format!("https://{trust_domain}/"),
+        bundle_endpoint_profile: Some(BundleEndpointProfile::HttpsWeb(types::HttpsWebProfile {})),
+        trust_domain_bundle: Some(bundle),
+    };
+    let request = BatchCreateFederationRelationshipRequest {
+        federation_relationships: vec![relationship],
+        output_mask: None,
+    };
+    let mut client = TrustDomainClient::new(world.admin());
+    let answer = client.batch_create_federation_relationship(request).await.unwrap().into_inner();
+    assert_eq!(answer.results[0].status.as_ref().unwrap().code, Code::Ok as i32);
+    root
+}
+
+/// The bundle of another trust domain with a new root, and the root (DER).
+fn foreign(trust_domain: &str) -> (types::Bundle, Vec<u8>) {
     let mut params = rcgen::CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
@@ -26,10 +57,7 @@ pub async fn federate(world: &World, trust_domain: &str) -> Vec<u8> {
         x509_authorities: vec![types::X509Certificate { asn1: root.clone(), tainted: false }],
         ..types::Bundle::default()
     };
-    let request = BatchSetFederatedBundleRequest { bundle: vec![bundle], output_mask: None };
-    let results = world.bundles().batch_set_federated_bundle(request).await.unwrap().into_inner().results;
-    assert_eq!(results[0].status.as_ref().unwrap().code, Code::Ok as i32);
-    root
+    (bundle, root)
 }
 
 /// U26 and U27: a stream shows what its caller gains and loses, ends with the last identity, and others see nothing.
@@ -144,6 +172,8 @@ async fn federated_bundles_come_change_and_go() {
     assert_eq!(context.bundle.len(), 1, "the own bundle holds the own root alone");
 
     let root = federate(&world, "other.test").await;
+    updates.until(&world.clock, |context| context.federated[OTHER] == [root.clone()]).await;
+    let root = relate(&world, "other.test").await;
     updates.until(&world.clock, |context| context.federated[OTHER] == [root.clone()]).await;
 
     world.update(web.clone()).await;

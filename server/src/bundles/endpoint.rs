@@ -282,6 +282,8 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// What SPIRE 1.15.3 stored for each.
@@ -350,5 +352,17 @@ mod tests {
             assert_eq!(EndpointUrl::parse(given).unwrap_err().to_string(), text, "{given}");
         }
         assert!(EndpointUrl::parse("https://[zone]/").is_err());
+    }
+
+    proptest! {
+        /// Whatever is given, it is refused or comes to a spelling that stays.
+        #[test]
+        fn a_spelling_is_final(given in "(https?://)?[a-zA-Z0-9%@:/?#\\[\\]<>\"ü \\-._~!$&'()*+,;=|^]{0,40}|.{0,20}") {
+            if let Ok(url) = EndpointUrl::parse(&given) {
+                prop_assert!(url.as_str().starts_with("https://"));
+                let again = EndpointUrl::parse(url.as_str());
+                prop_assert_eq!(again.as_ref().map(EndpointUrl::as_str), Ok(url.as_str()));
+            }
+        }
     }
 }
