@@ -221,7 +221,7 @@ impl Bundle for Bundles {
             .map_or("", |mode| mode.as_str_name());
         let Some(mode) = DeleteMode::from_number(mode) else {
             let text = format!("failed to parse deletion mode: unhandled delete mode \"{mode}\"");
-            return Err(Refusal::invalid(&text).into());
+            return call.answer(Subject::default, async { Err(Refusal::invalid(&text)) }).await;
         };
         let mut results = Vec::with_capacity(trust_domains.len());
         for trust_domain in trust_domains {

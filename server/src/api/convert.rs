@@ -97,8 +97,11 @@ pub fn id_text(id: &types::Spiffeid) -> String {
     format!("spiffe://{}{}", id.trust_domain, id.path)
 }
 
-/// What stands for bytes in the log.
+/// What stands for bytes in the log; nothing stands for none.
 pub fn sha256_hex(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return String::new();
+    }
     hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes))
 }
 
