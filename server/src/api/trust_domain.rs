@@ -143,8 +143,9 @@ impl TrustDomain for TrustDomains {
     ) -> Result<Response<()>, Status> {
         let call = Call::of(&request)?;
         let given = request.into_inner().trust_domain;
+        let read = read_domain(&given);
         let work = async {
-            let domain = read_domain(&given)?;
+            let domain = read.clone()?;
             let found = self.store.federation().get(&domain).await;
             let found = found.map_err(|e| Refusal::shown(Code::Internal, "failed to refresh bundle", &e))?;
             let text = match found {
@@ -159,7 +160,8 @@ impl TrustDomain for TrustDomains {
             };
             Err(Refusal::with_code(Code::Unimplemented, &text))
         };
-        call.answer(|| about(&given), work).await
+        let subject = || read.as_ref().map_or_else(|_| Subject::default(), |_| about(&given));
+        call.answer(subject, work).await
     }
 }
 
