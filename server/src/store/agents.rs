@@ -84,7 +84,7 @@ impl Agents<'_> {
     /// version stay.
     pub async fn record_attestation(&self, node: AttestedNode) -> Result<Recorded, StoreError> {
         self.store
-            .write(move |sql| {
+            .counted(&["node.create", "node.selectors.set"]).write(move |sql| {
                 let id = node.spiffe_id.as_str();
                 let present = sql.row(
                     "SELECT id, COALESCE(serial_number, '') = '' FROM attested_node_entries WHERE spiffe_id = ?",
@@ -124,6 +124,7 @@ impl Agents<'_> {
     /// [`StoreError::AlreadyExists`].
     pub async fn create(&self, node: AttestedNode) -> Result<AttestedNode, StoreError> {
         self.store
+            .counted(&["node.create"])
             .write(move |sql| {
                 insert(sql, &node)?;
                 replace_selectors(sql, node.spiffe_id.as_str(), &node.selectors)?;
@@ -141,6 +142,7 @@ impl Agents<'_> {
     pub async fn update(&self, id: &SpiffeId, update: NodeUpdate) -> Result<AttestedNode, StoreError> {
         let id = id.clone();
         self.store
+            .counted(&["node.update"])
             .write(move |sql| {
                 let row = row_of(sql, id.as_str())?;
                 apply(sql, row, &update)?;
@@ -154,6 +156,7 @@ impl Agents<'_> {
     pub async fn set_selectors(&self, id: &SpiffeId, selectors: Vec<Selector>) -> Result<(), StoreError> {
         let id = id.clone();
         self.store
+            .counted(&["node.selectors.set"])
             .write(move |sql| {
                 replace_selectors(sql, id.as_str(), &selectors)?;
                 node_changed(sql, id.as_str())
@@ -189,6 +192,7 @@ impl Agents<'_> {
     ) -> Result<Option<AttestedNode>, StoreError> {
         let (id, serial_number) = (id.clone(), serial_number.into());
         self.store
+            .counted(&["node.update"])
             .write(move |sql| {
                 if serial_number.is_empty() {
                     return Ok(None);
@@ -230,6 +234,7 @@ impl Agents<'_> {
     pub async fn delete(&self, id: &SpiffeId) -> Result<(), StoreError> {
         let id = id.clone();
         self.store
+            .counted(&["node.delete"])
             .write(move |sql| {
                 let row = row_of(sql, id.as_str())?;
                 delete_row(sql, row, id.as_str())
@@ -240,12 +245,16 @@ impl Agents<'_> {
     /// The node with this ID.
     pub async fn get(&self, id: &SpiffeId) -> Result<Option<AttestedNode>, StoreError> {
         let id = id.clone();
-        self.store.read(move |sql| find(sql, id.as_str())).await
+        self.store
+            .counted(&["node.fetch", "node.selectors.fetch"])
+            .read(move |sql| find(sql, id.as_str()))
+            .await
     }
 
     /// The nodes with these IDs, in order of creation. Missing ones are left out.
     pub async fn by_ids(&self, ids: Vec<SpiffeId>) -> Result<Vec<AttestedNode>, StoreError> {
         self.store
+            .counted(&["node.fetch", "node.selectors.fetch"])
             .read(move |sql| {
                 let mut rows = Vec::new();
                 for ids in ids.chunks(1000) {
@@ -268,6 +277,7 @@ impl Agents<'_> {
         let bounds = Bounds::of(list.page.as_ref())?;
         let (condition, values) = filter(list, self.store.dialect())?;
         self.store
+            .counted(&["node.list"])
             .read(move |sql| {
                 let rows = readable(load(sql, &condition, &values, bounds.as_ref())?);
                 Ok(Page::new(rows, bounds.as_ref()))
@@ -279,6 +289,7 @@ impl Agents<'_> {
     pub async fn count(&self, list: &ListAgents) -> Result<u64, StoreError> {
         let (condition, values) = filter(list, self.store.dialect())?;
         self.store
+            .counted(&["node.count"])
             .read(move |sql| {
                 let query = format!("SELECT COUNT(*) FROM attested_node_entries n WHERE {condition}");
                 Ok(sql.number(&query, &values)?.unsigned_abs())
@@ -289,6 +300,7 @@ impl Agents<'_> {
     /// At most `limit` rows after row `after` (0 at the start), for a whole reading in pieces.
     pub async fn scan(&self, after: i64, limit: u32) -> Result<Scan<AttestedNode>, StoreError> {
         self.store
+            .counted(&["node.list", "node.selectors.list"])
             .read(move |sql| {
                 let bounds = Bounds { after, size: limit.max(1) };
                 let rows = load(sql, "0 = 0", &[], Some(&bounds))?;
@@ -308,6 +320,7 @@ impl Agents<'_> {
         limit: u32,
     ) -> Result<Vec<String>, StoreError> {
         self.store
+            .counted(&["node.prune"])
             .write(move |sql| {
                 let earlier = sql.dialect().earlier_than("expires_at");
                 let reattestable = if include_non_reattestable { "0 = 0" } else { "can_reattest = true" };

@@ -57,14 +57,14 @@ impl Bundles<'_> {
     /// The bundle of a trust domain.
     pub async fn get(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
         let trust_domain = trust_domain.clone();
-        self.store.read(move |sql| bundle_of(sql, &trust_domain)).await
+        self.store.counted(&["bundle.fetch"]).read(move |sql| bundle_of(sql, &trust_domain)).await
     }
 
     /// All bundles, the own one too, in order of creation. Rows that are not readable are left out and logged.
     pub async fn list(&self, page: Option<&PageRequest>) -> Result<Page<Bundle>, StoreError> {
         let bounds = Bounds::of(page)?;
         self.store
-            .read(move |sql| {
+            .counted(&["bundle.list"]).read(move |sql| {
                 let mut query = "SELECT id, trust_domain, data FROM bundles".to_owned();
                 let mut values = Vec::new();
                 if let Some(bounds) = &bounds {
@@ -89,7 +89,10 @@ impl Bundles<'_> {
 
     /// How many bundles there are, with the own one.
     pub async fn count(&self) -> Result<u64, StoreError> {
-        self.store.read(|sql| Ok(sql.number("SELECT COUNT(*) FROM bundles", &[])?.unsigned_abs())).await
+        self.store
+            .counted(&["bundle.count"])
+            .read(|sql| Ok(sql.number("SELECT COUNT(*) FROM bundles", &[])?.unsigned_abs()))
+            .await
     }
 
     /// Stores a new bundle.
@@ -99,6 +102,7 @@ impl Bundles<'_> {
     /// [`StoreError::AlreadyExists`] if the trust domain has one.
     pub async fn create(&self, bundle: Bundle) -> Result<Bundle, StoreError> {
         self.store
+            .counted(&["bundle.create"])
             .write(move |sql| {
                 insert(sql, &bundle)?;
                 Ok(bundle)
@@ -136,6 +140,7 @@ impl Bundles<'_> {
     /// Stores a bundle in the place of whatever is there.
     pub async fn set(&self, bundle: Bundle) -> Result<Bundle, StoreError> {
         self.store
+            .counted(&["bundle.set"])
             .write(move |sql| {
                 put(sql, &bundle)?;
                 Ok(bundle)
@@ -147,6 +152,7 @@ impl Bundles<'_> {
     /// trust domain without a bundle gets this one. The whole bundle as it is now.
     pub async fn append(&self, bundle: Bundle) -> Result<Bundle, StoreError> {
         self.store
+            .counted(&["bundle.append"])
             .write(move |sql| {
                 let Some(stored) = find(sql, &bundle.trust_domain)? else {
                     insert(sql, &bundle)?;
@@ -173,8 +179,24 @@ impl Bundles<'_> {
         T: Send + 'static,
         E: Into<StoreError>,
     {
+        self.edit_as(&["bundle.update"], trust_domain, edit).await
+    }
+
+    /// The same, counted as one of its kinds.
+    async fn edit_as<T, E, F>(
+        &self,
+        counted: &'static [&'static str],
+        trust_domain: &TrustDomain,
+        edit: F,
+    ) -> Result<(T, Bundle), StoreError>
+    where
+        F: FnOnce(&mut Bundle) -> Result<T, E> + Clone + Send + 'static,
+        T: Send + 'static,
+        E: Into<StoreError>,
+    {
         let trust_domain = trust_domain.clone();
         self.store
+            .counted(counted)
             .write(move |sql| {
                 let stored = find(sql, &trust_domain)?.ok_or_else(StoreError::not_found)?;
                 let mut bundle = stored.bundle.clone();
@@ -197,7 +219,8 @@ impl Bundles<'_> {
         trust_domain: &TrustDomain,
         expired_by: SystemTime,
     ) -> Result<Option<Bundle>, StoreError> {
-        let edited = self.edit(trust_domain, move |bundle| bundle.prune(expired_by)).await;
+        let edited =
+            self.edit_as(&["bundle.prune"], trust_domain, move |bundle| bundle.prune(expired_by)).await;
         match edited {
             Ok((changed, bundle)) => Ok(changed.then_some(bundle)),
             Err(StoreError::NotFound(_)) => Ok(None),
@@ -212,7 +235,7 @@ impl Bundles<'_> {
         subject_key_id: &str,
     ) -> Result<Bundle, StoreError> {
         let id = subject_key_id.to_owned();
-        Ok(self.edit(trust_domain, move |bundle| bundle.taint_x509(&id)).await?.1)
+        Ok(self.edit_as(&["bundle.x509.taint"], trust_domain, move |bundle| bundle.taint_x509(&id)).await?.1)
     }
 
     /// Removes tainted X.509 authorities, by subject key ID in lowercase hex.
@@ -222,7 +245,10 @@ impl Bundles<'_> {
         subject_key_id: &str,
     ) -> Result<Bundle, StoreError> {
         let id = subject_key_id.to_owned();
-        Ok(self.edit(trust_domain, move |bundle| bundle.revoke_x509(&id)).await?.1)
+        Ok(self
+            .edit_as(&["bundle.x509.revoke"], trust_domain, move |bundle| bundle.revoke_x509(&id))
+            .await?
+            .1)
     }
 
     /// Marks a JWT key as tainted.
@@ -232,7 +258,7 @@ impl Bundles<'_> {
         key_id: &str,
     ) -> Result<(JwtAuthority, Bundle), StoreError> {
         let id = key_id.to_owned();
-        self.edit(trust_domain, move |bundle| bundle.taint_jwt(&id)).await
+        self.edit_as(&["bundle.jwt.taint"], trust_domain, move |bundle| bundle.taint_jwt(&id)).await
     }
 
     /// Removes a tainted JWT key.
@@ -242,7 +268,7 @@ impl Bundles<'_> {
         key_id: &str,
     ) -> Result<(JwtAuthority, Bundle), StoreError> {
         let id = key_id.to_owned();
-        self.edit(trust_domain, move |bundle| bundle.revoke_jwt(&id)).await
+        self.edit_as(&["bundle.jwt.revoke"], trust_domain, move |bundle| bundle.revoke_jwt(&id)).await
     }
 
     /// Deletes a bundle. Entries that federated with its trust domain and stay count as updated.
@@ -253,7 +279,7 @@ impl Bundles<'_> {
     pub async fn delete(&self, trust_domain: &TrustDomain, mode: DeleteMode) -> Result<(), StoreError> {
         let id = trust_domain.id();
         self.store
-            .write(move |sql| {
+            .counted(&["bundle.delete"]).write(move |sql| {
                 let bundle =
                     sql.row("SELECT id FROM bundles WHERE trust_domain = ?", values![id.as_str()], |row| row.int(0))?;
                 let bundle = bundle.ok_or_else(StoreError::not_found)?;

@@ -101,7 +101,7 @@ impl Entries<'_> {
     /// [`StoreError::UnknownBundle`]; [`StoreError::AlreadyExists`] for an ID that is taken and for a selector or DNS
     /// name that is there twice.
     pub async fn create(&self, entry: Entry) -> Result<Created, StoreError> {
-        self.store.write(move |sql| create(sql, entry)).await
+        self.store.counted(&["registration_entry.create"]).write(move |sql| create(sql, entry)).await
     }
 
     /// Changes fields of an entry. Its revision grows by one, whatever changed.
@@ -112,7 +112,7 @@ impl Entries<'_> {
     /// different types with `store_svid`.
     pub async fn update(&self, id: impl Into<String>, update: EntryUpdate) -> Result<Entry, StoreError> {
         let id = id.into();
-        self.store.write(move |sql| apply(sql, &id, update)).await
+        self.store.counted(&["registration_entry.update"]).write(move |sql| apply(sql, &id, update)).await
     }
 
     /// Deletes an entry, also one that is not readable.
@@ -123,6 +123,7 @@ impl Entries<'_> {
     pub async fn delete(&self, id: impl Into<String>) -> Result<(), StoreError> {
         let id = id.into();
         self.store
+            .counted(&["registration_entry.delete"])
             .write(move |sql| {
                 let row =
                     sql.row("SELECT id FROM registered_entries WHERE entry_id = ?", values![&id], |row| {
@@ -137,6 +138,7 @@ impl Entries<'_> {
     pub async fn get(&self, id: impl Into<String>) -> Result<Option<Entry>, StoreError> {
         let id = id.into();
         self.store
+            .counted(&["registration_entry.fetch"])
             .read(move |sql| {
                 let found = load(sql, "e.entry_id = ?", values![&id], None)?.into_iter().next();
                 found.map(|(_, entry)| entry).transpose()
@@ -147,6 +149,7 @@ impl Entries<'_> {
     /// The entries with these IDs, in order of creation. Missing ones are left out.
     pub async fn by_ids(&self, ids: Vec<String>) -> Result<Vec<Entry>, StoreError> {
         self.store
+            .counted(&["registration_entry.fetch"])
             .read(move |sql| {
                 let mut rows = Vec::new();
                 for ids in ids.chunks(MAX_VALUES) {
@@ -170,6 +173,7 @@ impl Entries<'_> {
         let bounds = Bounds::of(list.page.as_ref())?;
         let (condition, values) = filters::entries(list, self.store.dialect())?;
         self.store
+            .counted(&["registration_entry.list"])
             .read(move |sql| {
                 let rows = readable(load(sql, &condition, &values, bounds.as_ref())?);
                 Ok(Page::new(rows, bounds.as_ref()))
@@ -181,6 +185,7 @@ impl Entries<'_> {
     pub async fn count(&self, list: &ListEntries) -> Result<u64, StoreError> {
         let (condition, values) = filters::entries(list, self.store.dialect())?;
         self.store
+            .counted(&["registration_entry.count"])
             .read(move |sql| {
                 let query = format!("SELECT COUNT(*) FROM registered_entries e WHERE {condition}");
                 Ok(sql.number(&query, &values)?.unsigned_abs())
@@ -192,6 +197,7 @@ impl Entries<'_> {
     pub async fn with_spiffe_id(&self, spiffe_id: &SpiffeId) -> Result<Vec<Entry>, StoreError> {
         let id = spiffe_id.as_str().to_owned();
         self.store
+            .counted(&["registration_entry.list"])
             .read(move |sql| {
                 let rows = readable(load(sql, "e.spiffe_id = ?", values![&id], None)?);
                 Ok(rows.into_iter().map(|(_, entry)| entry).collect())
@@ -202,6 +208,7 @@ impl Entries<'_> {
     /// At most `limit` rows after row `after` (0 at the start), for a whole reading in pieces.
     pub async fn scan(&self, after: i64, limit: u32) -> Result<Scan<Entry>, StoreError> {
         self.store
+            .counted(&["registration_entry.list"])
             .read(move |sql| {
                 let bounds = Bounds { after, size: limit.max(1) };
                 let rows = load(sql, "0 = 0", &[], Some(&bounds))?;
@@ -215,7 +222,7 @@ impl Entries<'_> {
     /// Deletes the entries that expired before `now` (unix seconds); their IDs.
     pub async fn prune_expired(&self, now: i64) -> Result<Vec<String>, StoreError> {
         self.store
-            .write(move |sql| {
+            .counted(&["registration_entry.prune"]).write(move |sql| {
                 let expired = sql.rows(
                     "SELECT id, entry_id, spiffe_id, parent_id FROM registered_entries WHERE expiry <> 0 AND expiry < ?",
                     values![now],

@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use finial_daemon::metrics;
+
 use rusqlite::ErrorCode;
 
 /// A failed store operation. Nothing of the failed operation is left in the database.
@@ -137,6 +139,17 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The name of the gRPC code that SPIRE's datastore gives such an error, for metrics.
+    pub(super) fn code_name(&self) -> &'static str {
+        match self {
+            StoreError::NotFound(_) => "NotFound",
+            StoreError::AlreadyExists(_) => "AlreadyExists",
+            StoreError::InvalidArgument(_) => "InvalidArgument",
+            StoreError::FailedPrecondition(_) => "FailedPrecondition",
+            _ => metrics::UNKNOWN,
+        }
+    }
+
     /// Whether the database is away. The store says so in the log, once; whoever tries again need not.
     pub fn is_outage(&self) -> bool {
         matches!(self, StoreError::Unavailable(_))

@@ -57,6 +57,7 @@ impl Events<'_> {
     /// MySQL a table of which all is pruned counts as one without events; the next has a greater ID all the same.
     pub async fn latest(&self) -> Result<LatestEvents, StoreError> {
         self.store
+            .counted(&["registration_entry_event.list", "node_event.list"])
             .read(|sql| {
                 let entry_event = latest_id(sql, "registered_entries_events")?;
                 Ok(LatestEvents { entry_event, node_event: latest_id(sql, "attested_node_entries_events")? })
@@ -67,6 +68,7 @@ impl Events<'_> {
     /// Reads both tables at one moment.
     pub async fn read(&self, wanted: EventsWanted) -> Result<EventsFound, StoreError> {
         self.store
+            .counted(&["registration_entry_event.list", "node_event.list"])
             .read(move |sql| {
                 let entries = events(
                     sql,
@@ -104,6 +106,7 @@ impl Events<'_> {
     /// Deletes events from before `before` (unix seconds); how many.
     pub async fn prune(&self, before: i64) -> Result<usize, StoreError> {
         self.store
+            .counted(&["registration_entry_event.prune", "node_event.prune"])
             .write(move |sql| {
                 let earlier = sql.dialect().earlier_than("created_at");
                 let mut pruned = 0;

@@ -46,13 +46,14 @@ impl Federation<'_> {
     /// The relationship with a trust domain.
     pub async fn get(&self, trust_domain: &TrustDomain) -> Result<Option<Relationship>, StoreError> {
         let trust_domain = trust_domain.clone();
-        self.store.read(move |sql| find(sql, &trust_domain)).await
+        self.store.counted(&["federation_relationship.fetch"]).read(move |sql| find(sql, &trust_domain)).await
     }
 
     /// All relationships in order of creation.
     pub async fn list(&self, page: Option<&PageRequest>) -> Result<Page<Relationship>, StoreError> {
         let bounds = Bounds::of(page)?;
         self.store
+            .counted(&["federation_relationship.list"])
             .read(move |sql| {
                 let mut query = format!("SELECT id, {COLUMNS} FROM federated_trust_domains");
                 let mut values = Vec::new();
@@ -79,6 +80,7 @@ impl Federation<'_> {
     /// [`StoreError::AlreadyExists`] if there is a relationship with the trust domain.
     pub async fn create(&self, relationship: Relationship) -> Result<Relationship, StoreError> {
         self.store
+            .counted(&["federation_relationship.create"])
             .write(move |sql| {
                 if let Some(bundle) = &relationship.bundle {
                     bundles::put(sql, bundle)?;
@@ -115,6 +117,7 @@ impl Federation<'_> {
     ) -> Result<Relationship, StoreError> {
         let trust_domain = trust_domain.clone();
         self.store
+            .counted(&["federation_relationship.update"])
             .write(move |sql| {
                 let mut relationship = find(sql, &trust_domain)?.ok_or_else(|| {
                     StoreError::NotFound(
@@ -148,6 +151,7 @@ impl Federation<'_> {
     pub async fn delete(&self, trust_domain: &TrustDomain) -> Result<(), StoreError> {
         let name = trust_domain.name().to_owned();
         self.store
+            .counted(&["federation_relationship.delete"])
             .write(move |sql| {
                 let deleted =
                     sql.run("DELETE FROM federated_trust_domains WHERE trust_domain = ?", values![name])?;

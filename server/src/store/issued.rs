@@ -109,6 +109,7 @@ impl IssuedRecords<'_> {
         let bounds = Bounds::of(list.page.as_ref())?;
         let (condition, mut values) = filter(list);
         self.store
+            .counted(&["finial.issued.list"])
             .read(move |sql| {
                 let mut query = format!("{SELECT} WHERE {condition}");
                 if let Some(bounds) = &bounds {
@@ -127,6 +128,7 @@ impl IssuedRecords<'_> {
     pub async fn count(&self, list: &ListIssued) -> Result<u64, StoreError> {
         let (condition, values) = filter(list);
         self.store
+            .counted(&["finial.issued.count"])
             .read(move |sql| {
                 let query = format!("SELECT COUNT(*) FROM finial_issued WHERE {condition}");
                 Ok(sql.number(&query, &values)?.unsigned_abs())
@@ -140,13 +142,16 @@ impl IssuedRecords<'_> {
     ///
     /// [`StoreError::ChainBroken`] with the first number that is wrong.
     pub async fn verify(&self) -> Result<Verified, StoreError> {
-        self.store.read(verify).await
+        self.store.counted(&["finial.issued.verify"]).read(verify).await
     }
 
     /// Deletes rows from the start of the log while they ended before `not_after_before` (unix seconds), at most `limit`;
     /// how many. A row that is still valid keeps all rows behind it. The chain starts at a checkpoint from then on.
     pub async fn prune(&self, not_after_before: i64, limit: u32) -> Result<usize, StoreError> {
-        self.store.write(move |sql| prune(sql, not_after_before, limit)).await
+        self.store
+            .counted(&["finial.issued.prune"])
+            .write(move |sql| prune(sql, not_after_before, limit))
+            .await
     }
 }
 

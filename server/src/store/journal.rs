@@ -35,6 +35,7 @@ impl Journals<'_> {
     ) -> Result<Option<JournalRow>, StoreError> {
         let ids = active_x509_authority_ids.to_vec();
         self.store
+            .counted(&["ca_journal.fetch"])
             .read(move |sql| {
                 for id in ids.iter().filter(|id| !id.is_empty()) {
                     let query = format!("{SELECT} WHERE active_x509_authority_id = ? ORDER BY id");
@@ -49,7 +50,10 @@ impl Journals<'_> {
 
     /// All journals, in order of creation.
     pub async fn list(&self) -> Result<Vec<JournalRow>, StoreError> {
-        self.store.read(|sql| sql.rows(&format!("{SELECT} ORDER BY id"), &[], read)).await
+        self.store
+            .counted(&["ca_journal.fetch"])
+            .read(|sql| sql.rows(&format!("{SELECT} ORDER BY id"), &[], read))
+            .await
     }
 
     /// Stores a journal: with ID 0 as a new row, else in the place of that row. The ID of the row.
@@ -58,7 +62,7 @@ impl Journals<'_> {
     ///
     /// [`StoreError::NotFound`] if the row is gone.
     pub async fn set(&self, row: JournalRow) -> Result<i64, StoreError> {
-        self.store.write(move |sql| write(sql, &row)).await
+        self.store.counted(&["ca_journal.set"]).write(move |sql| write(sql, &row)).await
     }
 
     /// Deletes journals all of whose authorities expired at or before `expired_by` (unix seconds); how many.
@@ -68,6 +72,7 @@ impl Journals<'_> {
     /// [`StoreError::BadRow`] if a journal is not readable; then none is deleted.
     pub async fn prune(&self, expired_by: i64) -> Result<usize, StoreError> {
         self.store
+            .counted(&["ca_journal.prune"])
             .write(move |sql| {
                 let mut pruned = 0;
                 for row in sql.rows(SELECT, &[], read)? {

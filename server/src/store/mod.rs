@@ -31,7 +31,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use finial_daemon::clock::Clock;
-use finial_daemon::metrics::Metrics;
+use finial_daemon::metrics::{self, Metrics};
 use finial_identity::selector::Selector;
 use finial_identity::trust_domain::TrustDomain;
 use tokio::task::{JoinError, spawn_blocking};
@@ -136,6 +136,11 @@ impl Store {
         }
     }
 
+    /// The operations that the next read or write is counted as: SPIRE counts some of them separately.
+    fn counted(&self, operations: &'static [&'static str]) -> Counted<'_> {
+        Counted { store: self, operations }
+    }
+
     fn dialect(&self) -> Dialect {
         self.inner.engine.dialect()
     }
@@ -157,6 +162,46 @@ impl Store {
         T: Send + 'static,
     {
         self.inner.engine.write(self.inner.clock.now(), work).await
+    }
+}
+
+/// A way to the database on which what is done is counted and timed.
+struct Counted<'s> {
+    store: &'s Store,
+    operations: &'static [&'static str],
+}
+
+impl Counted<'_> {
+    /// As [`Store::read`].
+    async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(&Sql<'_>) -> Result<T, StoreError> + Clone + Send + 'static,
+        T: Send + 'static,
+    {
+        self.count(self.store.read(work)).await
+    }
+
+    /// As [`Store::write`].
+    async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(&Sql<'_>) -> Result<T, StoreError> + Clone + Send + 'static,
+        T: Send + 'static,
+    {
+        self.count(self.store.write(work)).await
+    }
+
+    async fn count<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let metrics = self.store.metrics();
+        if !metrics.is_heard() {
+            return work.await;
+        }
+        let calls: Vec<_> =
+            self.operations.iter().map(|operation| metrics.call(&["datastore", operation])).collect();
+        let outcome = work.await;
+        for call in calls {
+            call.done(outcome.as_ref().err().map_or(metrics::OK, StoreError::code_name));
+        }
+        outcome
     }
 }
 

@@ -40,6 +40,7 @@ impl Tokens<'_> {
             return Err(StoreError::InvalidArgument("token and expiry are required".to_owned()));
         }
         self.store
+            .counted(&["join_token.create"])
             .write(move |sql| {
                 sql.insert(
                     "INSERT INTO join_tokens (created_at, updated_at, token, expiry) VALUES (?, ?, ?, ?)",
@@ -54,6 +55,7 @@ impl Tokens<'_> {
     pub async fn take(&self, token: impl Into<String>, now: i64) -> Result<Taken, StoreError> {
         let token = token.into();
         self.store
+            .counted(&["join_token.fetch", "join_token.delete"])
             .write(move |sql| {
                 let expires_at =
                     sql.row("SELECT expiry FROM join_tokens WHERE token = ?", values![&token], |row| {
@@ -74,6 +76,7 @@ impl Tokens<'_> {
     pub async fn expiry(&self, token: impl Into<String>) -> Result<Option<i64>, StoreError> {
         let token = token.into();
         self.store
+            .counted(&["join_token.fetch"])
             .read(move |sql| {
                 sql.row("SELECT expiry FROM join_tokens WHERE token = ?", values![&token], |row| row.int(0))
             })
@@ -82,6 +85,9 @@ impl Tokens<'_> {
 
     /// Deletes tokens that expired before `now` (unix seconds); how many.
     pub async fn prune(&self, now: i64) -> Result<usize, StoreError> {
-        self.store.write(move |sql| sql.run("DELETE FROM join_tokens WHERE expiry < ?", values![now])).await
+        self.store
+            .counted(&["join_token.prune"])
+            .write(move |sql| sql.run("DELETE FROM join_tokens WHERE expiry < ?", values![now]))
+            .await
     }
 }
