@@ -13,7 +13,7 @@ use finial_daemon::listen::{self, SocketMode};
 use finial_daemon::memory::share_heaps;
 use finial_daemon::metrics::{Metrics, MetricsError, Program, SpiffeTls};
 use finial_daemon::run::{raise_open_files, signals};
-use finial_daemon::settings::SettingsError;
+use finial_daemon::settings::{Notice, SettingsError};
 use finial_daemon::telemetry::{self, LogHandle, TelemetryError};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -130,9 +130,7 @@ pub fn validate(flags: &Flags) -> ExitCode {
 }
 
 async fn serve(settings: Settings, clock: Clock, log: LogHandle) -> Result<(), ProgramError> {
-    for warning in &settings.warnings {
-        tracing::warn!("{warning}");
-    }
+    settings.warnings.iter().for_each(Notice::log);
     let asked_to_stop = signals().map_err(ProgramError::Signals)?;
     let mut asked_to_stop = pin!(asked_to_stop);
     let counted = Program { prefix: METRICS_PREFIX, trust_domain: settings.trust_domain.name().to_owned() };
@@ -175,7 +173,15 @@ async fn start(
     let listener = listen::bind_tcp(address).await.map_err(ProgramError::Listen)?;
     let socket_path = settings.socket_path.clone();
     let admin = listen::unix_by_permission(&socket_path, ADMIN_SOCKET).map_err(ProgramError::Listen)?;
-    let around = Surroundings { clock, api: listen::tcp(listener), admin, log, metrics };
+    let api = match settings.proxies.clone() {
+        trusted if trusted.is_empty() => listen::tcp(listener),
+        trusted => {
+            let trusted_cidrs: Vec<String> = trusted.iter().map(ToString::to_string).collect();
+            tracing::info!(trusted_cidrs = trusted_cidrs.join(","), "PROXY protocol enabled on TCP listener");
+            listen::proxied(listen::tcp(listener), trusted, clock.clone())
+        }
+    };
+    let around = Surroundings { clock, api, admin, log, metrics };
     let built = build(settings, around).await?;
     let subsystem_name = "endpoints";
     tracing::info!(%address, network = "tcp", subsystem_name, "Starting Server APIs");

@@ -15,6 +15,7 @@ use finial_daemon::listen::{self, SocketMode};
 use finial_daemon::memory::share_heaps;
 use finial_daemon::metrics::{Metrics, MetricsError, Program, SpiffeTls};
 use finial_daemon::run::{raise_open_files, signals};
+use finial_daemon::settings::Notice;
 use finial_daemon::telemetry::{self, LogHandle, TelemetryError};
 use finial_identity::bundle::Bundle;
 use rustls::sign::CertifiedKey;
@@ -181,9 +182,7 @@ async fn start(
         "Starting agent"
     );
     let keys = settings.key_manager.open().await?;
-    for warning in &settings.warnings {
-        tracing::warn!("{warning}");
-    }
+    settings.warnings.iter().for_each(Notice::log);
     let socket_path = settings.socket_path.clone();
     let workloads = match &socket_path {
         Some(path) => {

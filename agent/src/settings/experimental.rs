@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use finial_daemon::settings::{GoDuration, Section};
+use finial_daemon::settings::{GoDuration, Notice, Section};
 
 use super::unbuilt;
 use crate::cache::DEFAULT_JWT_HIT_TIMEOUT;
@@ -36,7 +36,7 @@ impl Default for Experimental {
     }
 }
 
-pub(super) fn read(agent: &Section, warnings: &mut Vec<String>) -> Experimental {
+pub(super) fn read(agent: &Section, warnings: &mut Vec<Notice>) -> Experimental {
     let Some(section) = agent.block("experimental") else { return Experimental::default() };
     unbuilt::experimental(&section);
     for (key, instead) in [("named_pipe_name", "socket_path"), ("admin_named_pipe_name", "admin_socket_path")]
@@ -49,23 +49,23 @@ pub(super) fn read(agent: &Section, warnings: &mut Vec<String>) -> Experimental 
         }
     }
     if !section.source().items.is_empty() {
-        warnings.push(
+        warnings.push(Notice::Warning(
             "Experimental features have been enabled. Please see doc/upgrading.md for upgrade and compatibility \
              considerations for experimental features."
                 .to_owned(),
-        );
+        ));
     }
     let synced = section.bool("use_sync_authorized_entries");
     if synced.is_some() {
-        warnings.push(
+        warnings.push(Notice::Warning(
             "The 'use_sync_authorized_entries' configuration is deprecated. The option to disable it will be removed \
              in SPIRE 1.13."
                 .to_owned(),
-        );
+        ));
     }
     feature_flags(&section, warnings);
     let default = Experimental::default();
-    Experimental {
+    let read = Experimental {
         sync_interval: section
             .duration("sync_interval")
             .filter(|interval| !interval.is_zero())
@@ -74,7 +74,9 @@ pub(super) fn read(agent: &Section, warnings: &mut Vec<String>) -> Experimental 
         rate_limits: section.block("ratelimit").map(|limits| rate_limits(&limits)).unwrap_or_default(),
         require_pq_kem: section.bool("require_pq_kem").unwrap_or(default.require_pq_kem),
         jwt_svid_cache_hit_timeout: jwt_hit_timeout(&section).unwrap_or(default.jwt_svid_cache_hit_timeout),
-    }
+    };
+    section.warn_of_unknown(warnings);
+    read
 }
 
 fn jwt_hit_timeout(section: &Section) -> Option<Duration> {
@@ -92,11 +94,11 @@ fn jwt_hit_timeout(section: &Section) -> Option<Duration> {
     None
 }
 
-fn feature_flags(section: &Section, warnings: &mut Vec<String>) {
+fn feature_flags(section: &Section, warnings: &mut Vec<Notice>) {
     let mut unknown = Vec::new();
     for flag in section.list("feature_flags").unwrap_or_default() {
         if FEATURE_FLAGS.contains(&flag.as_str()) {
-            warnings.push(format!("Developer feature flag {flag:?} has been enabled"));
+            warnings.push(Notice::Warning(format!("Developer feature flag {flag:?} has been enabled")));
         } else {
             unknown.push(flag);
         }

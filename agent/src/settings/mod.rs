@@ -17,7 +17,7 @@ use finial_daemon::health::HealthSettings;
 use finial_daemon::keys::KeyType;
 use finial_daemon::metrics::MetricsSettings;
 use finial_daemon::settings::plugins::{PluginStanza, plugin_stanzas};
-use finial_daemon::settings::{Block, GoDuration, Section, SettingsError, load};
+use finial_daemon::settings::{Block, GoDuration, Notice, Section, SettingsError, load};
 use finial_daemon::telemetry::{LogFormat, LogLevel, TelemetrySettings};
 use finial_identity::{SpiffeId, TrustDomain, lifetime};
 
@@ -141,7 +141,7 @@ pub struct Settings {
     pub metrics: MetricsSettings,
     pub health: HealthSettings,
     /// What the operator should know, for the log.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Notice>,
 }
 
 /// Why there are no settings.
@@ -230,7 +230,7 @@ struct AgentBlock {
     rebootstrap: Rebootstrap,
     experimental: Experimental,
     telemetry: TelemetrySettings,
-    warnings: Vec<String>,
+    warnings: Vec<Notice>,
 }
 
 impl AgentBlock {

@@ -244,7 +244,7 @@ const KEYS: &[(&str, &str, Fate)] = &[
     (
         "feature_flags",
         r#"experimental { feature_flags = ["wit-svid"] }"#,
-        Honoured(|s| s.warnings.iter().any(|warning| warning.contains("wit-svid"))),
+        Honoured(|s| s.warnings.iter().any(|notice| notice.text().contains("wit-svid"))),
     ),
     (
         "named_pipe_name",

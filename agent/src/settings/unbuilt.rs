@@ -2,14 +2,11 @@
 
 use finial_daemon::settings::Section;
 
+const PROFILING: &str = "there is no Go runtime to profile; use perf, for which the programs keep their symbols \
+    (docs/operations.md), and leave profiling_enabled out";
+
 /// Keys of `agent` that SPIRE has and this agent has not, with what to say of them.
-const NOT_BUILT: &[(&str, &str)] = &[
-    ("profiling_enabled", "profiling is not built yet"),
-    ("profiling_freq", "profiling is not built yet"),
-    ("profiling_names", "profiling is not built yet"),
-    ("profiling_port", "profiling is not built yet"),
-    ("sds", "the Envoy SDS API is not built yet"),
-];
+const NOT_BUILT: &[(&str, &str)] = &[("sds", "the Envoy SDS API is not built yet")];
 
 /// Keys of `agent.experimental`, likewise.
 const EXPERIMENTAL_NOT_BUILT: &[(&str, &str)] =
@@ -17,6 +14,13 @@ const EXPERIMENTAL_NOT_BUILT: &[(&str, &str)] =
 
 /// Refuses keys of `agent`.
 pub(super) fn agent(agent: &Section) {
+    if agent.bool("profiling_enabled") == Some(true) {
+        agent.problem("profiling_enabled", PROFILING);
+    }
+    // Without profiling_enabled these have no effect, in SPIRE neither.
+    agent.int("profiling_port");
+    agent.int("profiling_freq");
+    agent.list("profiling_names");
     refuse(agent, NOT_BUILT);
 }
 

@@ -9,6 +9,7 @@ mod memory;
 mod newest;
 pub mod peer;
 mod plain;
+mod proxied;
 mod tcp;
 pub mod tls;
 mod unix;
@@ -30,6 +31,7 @@ use tonic::transport::server::Connected;
 pub use memory::{MemoryDialer, memory};
 pub use newest::Newest;
 pub use plain::plain;
+pub use proxied::{Network, NoNetwork, proxied};
 pub use tcp::{bind_tcp, tcp};
 pub use unix::{SocketMode, unix, unix_by_permission};
 

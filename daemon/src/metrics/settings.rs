@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use finial_identity::spiffe_id::SpiffeId;
 
-use crate::settings::Section;
+use crate::settings::{Notice, Section};
 
 /// The block of both programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,7 +58,7 @@ const NO_M3: &str = "the M3 sink is not built: its UDP protocol (Thrift, by Uber
 impl MetricsSettings {
     /// Reads the block out of the file's top. Keys that are none of the block's are accepted as in SPIRE, and named in
     /// `warnings`; those of a sink are refused.
-    pub fn read(top: &Section, warnings: &mut Vec<String>) -> MetricsSettings {
+    pub fn read(top: &Section, warnings: &mut Vec<Notice>) -> MetricsSettings {
         let Some(section) = top.block("telemetry") else { return MetricsSettings::default() };
         let settings = MetricsSettings {
             prometheus: section.block("Prometheus").map(|section| prometheus(&section)),

@@ -16,6 +16,7 @@ mod expand;
 mod hcl;
 mod json;
 mod lexer;
+mod notice;
 pub mod plugins;
 mod print;
 mod section;
@@ -24,6 +25,7 @@ mod tests;
 
 pub use duration::{DurationError, GoDuration};
 pub use expand::expand_env;
+pub use notice::Notice;
 pub use plugins::{PluginStanza, plugin_stanzas};
 pub use section::Section;
 

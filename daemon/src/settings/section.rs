@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Block, GoDuration, Item, Node, Position, Problem, SettingsError, Value, lexer};
+use super::{Block, GoDuration, Item, Node, Notice, Position, Problem, SettingsError, Value, lexer};
 
 /// A block being read. Every getter notes its key as known and notes what is wrong with the value; nothing
 /// stops at the first problem. [`Section::finish`], called once on the section made by [`Section::new`],
@@ -74,7 +74,7 @@ impl Section {
 
     /// Accepts keys of this block that no getter has asked for by now, as SPIRE does where this is called, and says so in
     /// `warnings`.
-    pub fn warn_of_unknown(&self, warnings: &mut Vec<String>) {
+    pub fn warn_of_unknown(&self, warnings: &mut Vec<Notice>) {
         self.allow_unknown();
         let reading = self.reading.borrow();
         let Some(visited) = reading.visited.get(self.index) else { return };
@@ -82,7 +82,10 @@ impl Section {
             let key = item.name();
             if !visited.known.contains_key(key) {
                 let (file, line) = (&self.block.file, item.at().line);
-                warnings.push(format!("{file}:{line}: unknown key {key:?}{} has no effect", self.place()));
+                warnings.push(Notice::Warning(format!(
+                    "{file}:{line}: unknown key {key:?}{} has no effect",
+                    self.place()
+                )));
             }
         }
     }

@@ -17,8 +17,9 @@ use std::time::Duration;
 use finial_daemon::argv::text::{self, FlagError};
 use finial_daemon::health::HealthSettings;
 use finial_daemon::keys::KeyType;
+use finial_daemon::listen::Network;
 use finial_daemon::metrics::MetricsSettings;
-use finial_daemon::settings::{Block, Section, SettingsError, load};
+use finial_daemon::settings::{Block, Notice, Section, SettingsError, load};
 use finial_daemon::telemetry::TelemetrySettings;
 use finial_identity::spiffe_id::SpiffeId;
 use finial_identity::trust_domain::TrustDomain;
@@ -29,6 +30,10 @@ use crate::access::limit::Switches;
 use crate::agents::prune::{NodePruning, PruneSettings};
 use crate::authority::profile::{DEFAULT_JWT_SVID_TTL, SubjectSettings};
 use crate::entries::feed::FeedSettings;
+
+/// What is said of a block `experimental` that is not empty.
+const EXPERIMENTAL: &str = "Experimental features have been enabled. Please see doc/upgrading.md for upgrade and \
+    compatibility considerations for experimental features.";
 
 /// Where `run` looks without `-config`.
 pub const DEFAULT_CONFIG: &str = "conf/server/server.conf";
@@ -101,6 +106,8 @@ pub struct Settings {
     pub agent_ttl: Duration,
 
     pub admin_ids: Vec<SpiffeId>,
+    /// `proxy_protocol_trusted_cidrs`: load balancers that say where a connection comes from.
+    pub proxies: Vec<Network>,
     pub audit_log_enabled: bool,
     pub rate_limits: Switches,
     pub require_pq_kem: bool,
@@ -114,7 +121,7 @@ pub struct Settings {
     pub plugins: Plugins,
 
     /// What the operator should know, for the log.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Notice>,
 }
 
 /// Why there are no settings. Says what to do about it.
@@ -171,9 +178,10 @@ impl Settings {
         let jwt_issuer = given(None, server.string("jwt_issuer"));
         let disable_jwt_svids = server.bool("disable_jwt_svids").unwrap_or(false);
         if disable_jwt_svids {
-            warnings.push("JWT-SVID profile is disabled".to_owned());
+            warnings.push(Notice::Info("JWT-SVID profile is disabled".to_owned()));
         }
         let admin_ids = admin_ids(&server);
+        let proxies = proxies(&server);
         let audit_log_enabled = server.bool("audit_log_enabled").unwrap_or(false);
         let feed = feed(experimental, &mut warnings);
         let prune_events_older_than = experimental.and_then(|e| time(e, "prune_events_older_than"));
@@ -186,9 +194,10 @@ impl Settings {
         // Entries always follow the events.
         experimental_bool("events_based_cache");
         if experimental.is_some_and(|e| !e.source().items.is_empty()) {
-            warnings.push(
-                "Experimental features have been enabled. They may change with any release.".to_owned(),
-            );
+            warnings.push(Notice::Warning(EXPERIMENTAL.to_owned()));
+        }
+        if let Some(experimental) = experimental {
+            experimental.warn_of_unknown(&mut warnings);
         }
         top.finish()?;
 
@@ -215,6 +224,7 @@ impl Settings {
             default_jwt_svid_ttl: lifetimes.jwt_svid,
             agent_ttl: lifetimes.agent,
             admin_ids,
+            proxies,
             audit_log_enabled,
             rate_limits,
             require_pq_kem,
@@ -237,7 +247,7 @@ struct Lifetimes {
 }
 
 impl Lifetimes {
-    fn read(server: &Section, warnings: &mut Vec<String>) -> Lifetimes {
+    fn read(server: &Section, warnings: &mut Vec<Notice>) -> Lifetimes {
         const HOUR: Duration = Duration::from_secs(3600);
         let ca = time(server, "ca_ttl").unwrap_or(24 * HOUR);
         let x509_svid = time(server, "default_x509_svid_ttl").unwrap_or(HOUR);
@@ -248,7 +258,9 @@ impl Lifetimes {
             ("default_jwt_svid_ttl", Some(jwt_svid)),
             ("agent_ttl", agent),
         ];
-        warnings.extend(all.into_iter().filter_map(|(key, ttl)| ttl::warning(key, ttl?, ca)));
+        warnings.extend(
+            all.into_iter().filter_map(|(key, ttl)| ttl::warning(key, ttl?, ca).map(Notice::Warning)),
+        );
         Lifetimes { ca, x509_svid, jwt_svid, agent: agent.unwrap_or(x509_svid) }
     }
 }
@@ -278,7 +290,21 @@ fn admin_ids(server: &Section) -> Vec<SpiffeId> {
     ids
 }
 
-fn ca_subject(server: &Section, warnings: &mut Vec<String>) -> SubjectSettings {
+fn proxies(server: &Section) -> Vec<Network> {
+    let mut networks = Vec::new();
+    for text in server.list("proxy_protocol_trusted_cidrs").unwrap_or_default() {
+        match text.parse() {
+            Ok(network) => networks.push(network),
+            Err(error) => server.problem(
+                "proxy_protocol_trusted_cidrs",
+                format!("invalid proxy_protocol_trusted_cidrs value {text:?}: {error}"),
+            ),
+        }
+    }
+    networks
+}
+
+fn ca_subject(server: &Section, warnings: &mut Vec<Notice>) -> SubjectSettings {
     let Some(section) = server.block("ca_subject") else { return SubjectSettings::default() };
     let subject = SubjectSettings {
         country: section.list("country").unwrap_or_default(),
@@ -286,12 +312,13 @@ fn ca_subject(server: &Section, warnings: &mut Vec<String>) -> SubjectSettings {
         common_name: section.string("common_name").unwrap_or_default(),
     };
     if subject == SubjectSettings::default() {
-        warnings.push("ca_subject configurable is set but empty; the default will be used".to_owned());
+        let text = "ca_subject configurable is set but empty; the default will be used";
+        warnings.push(Notice::Warning(text.to_owned()));
     }
     subject
 }
 
-fn feed(experimental: Option<&Section>, warnings: &mut Vec<String>) -> FeedSettings {
+fn feed(experimental: Option<&Section>, warnings: &mut Vec<Notice>) -> FeedSettings {
     let default = FeedSettings::default();
     let Some(section) = experimental else { return default };
     let reload = time(section, "cache_reload_interval").unwrap_or(default.reload);
@@ -302,14 +329,13 @@ fn feed(experimental: Option<&Section>, warnings: &mut Vec<String>) -> FeedSetti
     let old_name = time(section, "sql_transaction_timeout");
     let event_timeout = time(section, "event_timeout");
     if old_name.is_some() {
-        warnings.push(
-            "experimental.sql_transaction_timeout is deprecated, use experimental.event_timeout instead"
-                .into(),
-        );
+        let text =
+            "experimental.sql_transaction_timeout is deprecated, use experimental.event_timeout instead";
+        warnings.push(Notice::Deprecated(text.to_owned()));
         if event_timeout.is_some() {
             section.problem(
                 "sql_transaction_timeout",
-                "means the same as event_timeout; only set event_timeout",
+                "both experimental sql_transaction_timeout and event_timeout set, only set event_timeout",
             );
         }
     }

@@ -1,31 +1,51 @@
-//! SPIRE's keys that have no effect here yet: refused by name, unless they are set to what a missing key means.
+//! SPIRE's keys that have no effect here: refused by name, unless they are set to what a missing key means.
 
 use finial_daemon::settings::{Section, Value};
 
 /// Why such a key is refused, and what to do.
 const REASON: &str = "not built yet; remove the key, or stay with SPIRE until it is built";
+const PROFILING: &str = "there is no Go runtime to profile; use perf, for which the programs keep their symbols \
+    (docs/operations.md), and leave profiling_enabled out";
+const POLICY: &str = "the permission table is part of the program and cannot be replaced by a Rego policy: a policy file \
+    that is wrong opens or shuts the whole API; remove the block, or stay with SPIRE if its policy is not the default one";
+const WIT: &str = "WIT-SVIDs are not built; remove the flag";
 
 pub(super) fn server(section: &Section) {
-    refuse(
-        section,
-        &[
-            "proxy_protocol_trusted_cidrs",
-            "profiling_enabled",
-            "profiling_port",
-            "profiling_freq",
-            "profiling_names",
-        ],
-    );
+    refuse_as(section, &["profiling_enabled"], PROFILING);
+    // Without profiling_enabled these have no effect, in SPIRE neither.
+    section.int("profiling_port");
+    section.int("profiling_freq");
+    section.list("profiling_names");
     if let Some(federation) = section.block("federation") {
         refuse(&federation, &["bundle_endpoint", "federates_with"]);
     }
 }
 
 pub(super) fn experimental(section: &Section) {
-    refuse(
-        section,
-        &["auth_opa_policy_engine", "feature_flags", "named_pipe_name", "wit_issuer", "wit_key_type"],
-    );
+    refuse_as(section, &["auth_opa_policy_engine"], POLICY);
+    if section.string("named_pipe_name").is_some_and(|name| !name.is_empty()) {
+        section.problem(
+            "named_pipe_name",
+            "named_pipe_name is not supported in this platform; please use socket_path instead",
+        );
+    }
+    let mut unknown = Vec::new();
+    for flag in section.list("feature_flags").unwrap_or_default() {
+        match flag.as_str() {
+            // It is for tests of the flags, and does nothing.
+            "i_am_a_test_flag" => {}
+            "wit-svid" => section.problem("feature_flags", WIT),
+            _ => unknown.push(flag),
+        }
+    }
+    if !unknown.is_empty() {
+        unknown.sort();
+        let text = format!("error loading feature flags: unknown feature flag(s): [{}]", unknown.join(" "));
+        section.problem("feature_flags", text);
+    }
+    // Without the flag these have no effect, in SPIRE neither.
+    section.parsed::<finial_daemon::keys::KeyType>("wit_key_type");
+    section.string("wit_issuer");
 }
 
 /// Notes a problem for each of the keys that is set to something.
