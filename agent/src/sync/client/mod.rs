@@ -272,9 +272,8 @@ impl Client {
     pub async fn all_entries(&self) -> Result<Vec<Entry>, CallError> {
         let request = entry::v1::GetAuthorizedEntriesRequest { output_mask: Some(wire::entry_mask()) };
         let answer = self
-            .call("GetAuthorizedEntries", |channel| {
-                let request = request.clone();
-                async move { entry_client(channel).get_authorized_entries(request).await }
+            .call("GetAuthorizedEntries", |channel| async move {
+                entry_client(channel).get_authorized_entries(request).await
             })
             .await?;
         Ok(wire::entries(answer.entries))
