@@ -6,7 +6,16 @@ use prost::Message;
 
 /// Every file, by the path under which gRPC reflection shows it.
 const FILES: &[&str] = &[
+    "envoy/config/core/v3/base.proto",
+    "envoy/config/core/v3/extension.proto",
+    "envoy/extensions/transport_sockets/tls/v3/common.proto",
+    "envoy/extensions/transport_sockets/tls/v3/secret.proto",
+    "envoy/extensions/transport_sockets/tls/v3/tls_spiffe_validator_config.proto",
+    "envoy/service/discovery/v3/discovery.proto",
+    "envoy/service/secret/v3/sds.proto",
+    "envoy/type/v3/semantic_version.proto",
     "finial/watch/v1/watch.proto",
+    "google/rpc/status.proto",
     "journal.proto",
     "spire/api/agent/debug/v1/debug.proto",
     "spire/api/agent/delegatedidentity/v1/delegatedidentity.proto",
@@ -51,7 +60,13 @@ const SHARED_BYTES: &[&str] = &[
 ];
 
 /// Messages that hold a private key: `src/secret.rs` gives them a `Debug` that does not show it.
-const SECRET: &[&str] = &[".X509SVID", ".WITSVID", ".spire.api.agent.delegatedidentity.v1.X509SVIDWithKey"];
+const SECRET: &[&str] = &[
+    ".X509SVID",
+    ".WITSVID",
+    ".envoy.config.core.v3.DataSource",
+    ".envoy.service.discovery.v3.DiscoveryResponse",
+    ".spire.api.agent.delegatedidentity.v1.X509SVIDWithKey",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -65,8 +80,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut bare = files.clone();
     bare.file.iter_mut().for_each(|file| file.source_code_info = None);
     fs::write(out.join("all.binpb"), bare.encode_to_vec())?;
+    let mut sds = bare.clone();
     bare.file.retain(|file| matches!(file.name(), "workload.proto" | "google/protobuf/struct.proto"));
     fs::write(out.join("workload.binpb"), bare.encode_to_vec())?;
+    let of_sds = ["envoy/", "google/rpc/", "google/protobuf/struct.proto", "google/protobuf/any.proto"];
+    sds.file.retain(|file| of_sds.iter().any(|start| file.name().starts_with(start)));
+    fs::write(out.join("sds.binpb"), sds.encode_to_vec())?;
 
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names();

@@ -153,6 +153,7 @@ pub async fn build(settings: Settings, around: Surroundings) -> Result<Built, Bu
         allowed_foreign_jwt_claims: Arc::new(settings.allowed_foreign_jwt_claims.into_iter().collect()),
         rules: Rules {
             serves_workloads: !settings.disable_workload_api,
+            sds: settings.sds,
             rate_limits: settings.experimental.rate_limits,
             log_selectors: settings.log_selectors,
         },

@@ -1,5 +1,5 @@
-//! The wire and nothing else: SPIRE's server and agent APIs, the SPIFFE Workload API, the blobs in
-//! SPIRE's database, and Finial's own [`finial::watch::v1`].
+//! The wire and nothing else: SPIRE's server and agent APIs, the SPIFFE Workload API, Envoy's secret discovery, the blobs
+//! in SPIRE's database, and Finial's own [`finial::watch::v1`].
 //!
 //! The modules mirror the protobuf packages. Two files have no package of their own and are placed in
 //! [`workload`] and [`journal`]. The `.proto` files are written for this project; names, numbers and types
@@ -35,6 +35,9 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 
 /// Only the Workload API and what it imports: all that an agent's public socket shows by reflection.
 pub const WORKLOAD_FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/workload.binpb"));
+
+/// Envoy's secret discovery and what it imports, as far as it is served.
+pub const SDS_FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sds.binpb"));
 
 /// [`FILE_DESCRIPTOR_SET`], decoded once.
 pub fn descriptors() -> &'static DescriptorPool {
@@ -78,6 +81,52 @@ pub mod workload {
 #[allow(clippy::all, clippy::pedantic, rustdoc::all, rust_2018_idioms)]
 pub mod journal {
     generated!("journal");
+}
+
+/// Envoy's packages, as far as secret discovery needs them.
+#[allow(clippy::all, clippy::pedantic, rustdoc::all, rust_2018_idioms)]
+pub mod envoy {
+    pub mod config {
+        pub mod core {
+            pub mod v3 {
+                generated!("envoy.config.core.v3");
+            }
+        }
+    }
+    pub mod extensions {
+        pub mod transport_sockets {
+            pub mod tls {
+                pub mod v3 {
+                    generated!("envoy.extensions.transport_sockets.tls.v3");
+                }
+            }
+        }
+    }
+    pub mod service {
+        pub mod discovery {
+            pub mod v3 {
+                generated!("envoy.service.discovery.v3");
+            }
+        }
+        pub mod secret {
+            pub mod v3 {
+                generated!("envoy.service.secret.v3");
+            }
+        }
+    }
+    pub mod r#type {
+        pub mod v3 {
+            generated!("envoy.r#type.v3");
+        }
+    }
+}
+
+/// Google's packages.
+#[allow(clippy::all, clippy::pedantic, rustdoc::all, rust_2018_idioms)]
+pub mod google {
+    pub mod rpc {
+        generated!("google.rpc");
+    }
 }
 
 /// SPIRE's packages.

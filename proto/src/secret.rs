@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use crate::{spire::api::agent::delegatedidentity::v1::X509svidWithKey, workload};
+use crate::{
+    envoy::{config::core::v3::DataSource, service::discovery::v3::DiscoveryResponse},
+    spire::api::agent::delegatedidentity::v1::X509svidWithKey,
+    workload,
+};
 
 /// Stands in for a key.
 struct Hidden;
@@ -41,6 +45,23 @@ impl fmt::Debug for X509svidWithKey {
         f.debug_struct("X509svidWithKey")
             .field("x509_svid", &self.x509_svid)
             .field("x509_svid_key", &Hidden)
+            .finish()
+    }
+}
+
+impl fmt::Debug for DataSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DataSource").field("specifier", &Hidden).finish()
+    }
+}
+
+impl fmt::Debug for DiscoveryResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiscoveryResponse")
+            .field("version_info", &self.version_info)
+            .field("resources", &format_args!("{} resources", self.resources.len()))
+            .field("type_url", &self.type_url)
+            .field("nonce", &self.nonce)
             .finish()
     }
 }

@@ -201,7 +201,12 @@ async fn start(
         None => None,
     };
     let server = Dialer::tcp(settings.server_address.clone(), settings.server_port);
-    let apis = if settings.disable_workload_api { "no APIs" } else { "Workload API" };
+    let apis = match (settings.disable_workload_api, settings.sds.is_some()) {
+        (false, true) => "Workload and SDS APIs",
+        (true, true) => "SDS API",
+        (false, false) => "Workload API",
+        (true, false) => "no APIs",
+    };
     let built =
         build(settings, Surroundings { clock, server, workloads, admins, log, keys, metrics, stop }).await?;
     match socket_path {

@@ -29,6 +29,7 @@ use crate::own_svid::keep::{Rebootstrap, RebootstrapMode};
 use crate::plugins::key_manager::{self, Choice};
 use crate::plugins::node_attestor::{self, Given, JoinToken, NodeAttestor};
 use crate::plugins::workload_attestor::{self, WorkloadAttestor};
+use crate::workload_api::SdsNames;
 
 /// Where the agent serves workloads unless told otherwise.
 pub const DEFAULT_SOCKET_PATH: &str = "/tmp/spire-agent/public/api.sock";
@@ -105,7 +106,7 @@ pub struct Flags {
     /// Serve no Workload API
     #[arg(long = "disableWorkloadAPI")]
     pub disable_workload_api: bool,
-    /// Serve no Envoy SDS API. It is not served anyway
+    /// Serve no Envoy SDS API
     #[arg(long = "disableSDSAPI")]
     pub disable_sds_api: bool,
 }
@@ -120,6 +121,8 @@ pub struct Settings {
     /// The public socket; None when both of its APIs are disabled.
     pub socket_path: Option<PathBuf>,
     pub disable_workload_api: bool,
+    /// How Envoy's secret discovery is served; None when it is disabled.
+    pub sds: Option<SdsNames>,
     /// Where the admin APIs are served, if they are.
     pub admin_socket_path: Option<PathBuf>,
     /// Who may use the Delegated Identity API.
@@ -217,6 +220,7 @@ struct AgentBlock {
     data_dir: PathBuf,
     socket_path: Option<PathBuf>,
     disable_workload_api: bool,
+    sds: Option<SdsNames>,
     admin_socket_path: Option<PathBuf>,
     authorized_delegates: BTreeSet<SpiffeId>,
     bootstrap: Bootstrap,
@@ -286,6 +290,7 @@ impl AgentBlock {
             data_dir: self.data_dir,
             socket_path: self.socket_path,
             disable_workload_api: self.disable_workload_api,
+            sds: self.sds,
             admin_socket_path: self.admin_socket_path,
             authorized_delegates: self.authorized_delegates,
             bootstrap: self.bootstrap,
@@ -347,6 +352,8 @@ fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
     let switch = |flag: bool, key: &str| agent.bool(key).unwrap_or(false) || flag;
     let disable_workload_api = switch(flags.disable_workload_api, "disable_workload_api");
     let disable_sds_api = switch(flags.disable_sds_api, "disable_sds_api");
+    let sds = read_sds(agent, &mut warnings);
+    let sds = (!disable_sds_api).then_some(sds);
     let socket_path = text(&flags.socket_path, "socket_path");
     let socket_path = PathBuf::from(socket_path.unwrap_or_else(|| DEFAULT_SOCKET_PATH.to_owned()));
     let socket_path = (!disable_workload_api || !disable_sds_api).then_some(socket_path);
@@ -405,6 +412,7 @@ fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
         data_dir,
         socket_path,
         disable_workload_api,
+        sds,
         admin_socket_path,
         authorized_delegates,
         bootstrap,
@@ -425,6 +433,28 @@ fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
         telemetry,
         warnings,
     }
+}
+
+fn read_sds(agent: &Section, warnings: &mut Vec<String>) -> SdsNames {
+    let default = SdsNames::default();
+    let Some(section) = agent.block("sds") else { return default };
+    let name =
+        |key: &str, default: String| section.string(key).filter(|name| !name.is_empty()).unwrap_or(default);
+    let names = SdsNames {
+        default_svid: name("default_svid_name", default.default_svid),
+        default_bundle: name("default_bundle_name", default.default_bundle),
+        default_all_bundles: name("default_all_bundles_name", default.default_all_bundles),
+        disable_spiffe_cert_validation: section.bool("disable_spiffe_cert_validation").unwrap_or(false),
+    };
+    if names.default_bundle == names.default_all_bundles {
+        warnings.push(
+            "The \"default_bundle_name\" and \"default_all_bundles_name\" configurables have the same value. \
+             \"default_all_bundles_name\" will be ignored. Please configure distinct values or use the defaults. This \
+             will be a configuration error in a future release."
+                .to_owned(),
+        );
+    }
+    names
 }
 
 /// The admin socket must not be where every process of the node may go.

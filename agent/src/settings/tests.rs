@@ -161,7 +161,21 @@ const KEYS: &[(&str, &str, Fate)] = &[
         Honoured(|s| s.cache.availability_target == Some(Duration::from_secs(25 * 3600))),
     ),
     ("data_dir", r#"data_dir = "/d""#, Honoured(|s| s.data_dir == Path::new("/d"))),
-    ("disable_sds_api", "disable_sds_api = true", Honoured(|s| s.socket_path.is_some())),
+    ("disable_sds_api", "disable_sds_api = true", Honoured(|s| s.sds.is_none() && s.socket_path.is_some())),
+    (
+        "sds",
+        r#"sds { default_svid_name = "a" default_bundle_name = "b" default_all_bundles_name = "c"
+            disable_spiffe_cert_validation = true }"#,
+        Honoured(|s| {
+            s.sds
+                == Some(SdsNames {
+                    default_svid: "a".into(),
+                    default_bundle: "b".into(),
+                    default_all_bundles: "c".into(),
+                    disable_spiffe_cert_validation: true,
+                })
+        }),
+    ),
     (
         "disable_workload_api",
         "disable_workload_api = true",

@@ -32,6 +32,8 @@ pub(crate) enum Method {
     FetchX509Bundles,
     FetchJwtSvid,
     FetchJwtBundles,
+    StreamSecrets,
+    FetchSecrets,
 }
 
 /// The buckets. Clones share them.
@@ -82,6 +84,8 @@ impl Limits {
             Method::FetchX509Bundles => self.rates.fetch_x509_bundles,
             Method::FetchJwtSvid => self.rates.fetch_jwt_svid,
             Method::FetchJwtBundles => self.rates.fetch_jwt_bundles,
+            Method::StreamSecrets => self.rates.stream_secrets,
+            Method::FetchSecrets => self.rates.fetch_secrets,
         }
     }
 }
@@ -93,6 +97,8 @@ impl Method {
             Method::FetchX509Bundles => "/SpiffeWorkloadAPI/FetchX509Bundles",
             Method::FetchJwtSvid => "/SpiffeWorkloadAPI/FetchJWTSVID",
             Method::FetchJwtBundles => "/SpiffeWorkloadAPI/FetchJWTBundles",
+            Method::StreamSecrets => "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
+            Method::FetchSecrets => "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets",
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The Workload API on the agent's public socket, with health and reflection beside it.
+//! The Workload API on the agent's public socket, with Envoy's secret discovery, health and reflection beside it.
 //!
 //! # Invariants
 //!
@@ -16,6 +16,7 @@ pub(crate) mod foreign;
 mod health;
 pub(crate) mod jwt;
 pub mod limit;
+mod sds;
 pub(crate) mod workload;
 
 #[cfg(test)]
@@ -29,6 +30,7 @@ use finial_daemon::{
     metrics::Metrics,
     ready::Gate,
 };
+use finial_proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use finial_proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -37,7 +39,9 @@ use tonic::{
 };
 use tonic_health::pb::health_server::HealthServer;
 
-use limit::RateLimits;
+pub use sds::Names as SdsNames;
+
+use limit::{Limits, RateLimits};
 
 use crate::{attest::workload::WorkloadAttestation, cache::Cache};
 
@@ -47,6 +51,9 @@ pub const MAX_STREAMS_PER_CONNECTION: u32 = 256;
 /// Bytes of a request: a JWT-SVID with a long list of audiences is the longest. What has come of one is held in memory
 /// until the rest comes, for anybody who may connect.
 pub const MAX_REQUEST: usize = 64 * 1024;
+
+/// Bytes of a request for Envoy's secrets: Envoy lists all its extensions in the first one.
+pub const MAX_SDS_REQUEST: usize = 1024 * 1024;
 
 /// How many connections the processes of one user may have open; each costs this agent [`FILES_PER_CONNECTION`] file
 /// descriptors. Fewer where the limit on open files is low: see [`connection::seats_per_user`].
@@ -87,8 +94,10 @@ pub struct WorkloadApi {
 /// How the public socket is to behave.
 #[derive(Clone)]
 pub struct Rules {
-    /// Whether workloads are served, or only health and reflection.
+    /// Whether the Workload API is served.
     pub serves_workloads: bool,
+    /// How Envoy's secret discovery is served, if it is.
+    pub sds: Option<SdsNames>,
     /// How often callers that look alike may call.
     pub rate_limits: RateLimits,
     /// Selectors that begin like one of these may be logged: `type`, `type:begin-of-value`.
@@ -116,7 +125,9 @@ pub async fn serve(
     let (clock, metrics) = (api.clock.clone(), api.metrics.clone());
     let health =
         HealthServer::new(health::Health::new(api.ready.clone())).max_decoding_message_size(MAX_REQUEST);
-    let serves_workloads = api.rules.serves_workloads;
+    let (serves_workloads, sds) = (api.rules.serves_workloads, api.rules.sds.clone());
+    let serves_sds = sds.is_some();
+    let limits = Limits::new(api.rules.rate_limits, clock.clone());
     let reflection = || {
         let mut reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
@@ -124,15 +135,24 @@ pub async fn serve(
             let workloads = finial_proto::WORKLOAD_FILE_DESCRIPTOR_SET;
             reflection = reflection.register_encoded_file_descriptor_set(workloads);
         }
+        if serves_sds {
+            reflection =
+                reflection.register_encoded_file_descriptor_set(finial_proto::SDS_FILE_DESCRIPTOR_SET);
+        }
         reflection
     };
     let mut routes = RoutesBuilder::default();
     if serves_workloads {
-        let workload = workload::Calls::new(api, shutdown.clone());
+        let workload = workload::Calls::new(api.clone(), limits.clone(), shutdown.clone());
         routes.add_service(InterceptedService::new(
             SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(MAX_REQUEST),
             caller::check_security_header,
         ));
+    }
+    if let Some(names) = sds {
+        let secrets = sds::Calls::new(api, names, limits, shutdown.clone());
+        let secrets = SecretDiscoveryServiceServer::new(secrets);
+        routes.add_service(secrets.max_decoding_message_size(MAX_SDS_REQUEST));
     }
     routes
         .add_service(health)
@@ -169,6 +189,11 @@ pub(crate) async fn serve_routes(
 
 impl Default for Rules {
     fn default() -> Rules {
-        Rules { serves_workloads: true, rate_limits: RateLimits::default(), log_selectors: Vec::new() }
+        Rules {
+            serves_workloads: true,
+            sds: Some(SdsNames::default()),
+            rate_limits: RateLimits::default(),
+            log_selectors: Vec::new(),
+        }
     }
 }

@@ -1,4 +1,5 @@
 mod jwt;
+mod sds;
 
 use std::{
     collections::BTreeMap,
@@ -306,7 +307,8 @@ async fn health_tells_readiness_without_a_header() {
 #[tokio::test]
 async fn reflection_shows_exactly_the_public_services_without_a_header() {
     let running = Running::start();
-    let expected = ["SpiffeWorkloadAPI", "grpc.health.v1.Health"];
+    let expected =
+        ["SpiffeWorkloadAPI", "envoy.service.secret.v3.SecretDiscoveryService", "grpc.health.v1.Health"];
     let ours = |names: Vec<String>| -> Vec<String> {
         let mut names: Vec<_> =
             names.into_iter().filter(|name| !name.starts_with("grpc.reflection.")).collect();

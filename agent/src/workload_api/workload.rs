@@ -50,8 +50,7 @@ struct Pushes<F> {
 }
 
 impl Calls {
-    pub(super) fn new(api: WorkloadApi, shutdown: CancellationToken) -> Calls {
-        let limits = Limits::new(api.rules.rate_limits, api.clock.clone());
+    pub(super) fn new(api: WorkloadApi, limits: Limits, shutdown: CancellationToken) -> Calls {
         Calls { api, limits, shutdown }
     }
 
