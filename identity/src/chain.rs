@@ -52,6 +52,8 @@ pub enum ChainError {
     NameConstraint,
     #[error("x509: signature check attempts limit reached while verifying certificate chain")]
     TooManySignatures,
+    #[error("x509: unhandled critical extension")]
+    CriticalExtension,
     #[error("x509: the path cannot be verified: {0}")]
     Path(String),
 }
@@ -189,6 +191,7 @@ impl<'a> Search<'a> {
         self.spend(path.len())?;
         let path_error = |error: webpki::Error| match error {
             webpki::Error::NameConstraintViolation => ChainError::NameConstraint,
+            webpki::Error::UnsupportedCriticalExtension => ChainError::CriticalExtension,
             other => ChainError::Path(other.to_string()),
         };
         let anchor = webpki::anchor_from_trusted_cert(&root.der).map_err(path_error)?;

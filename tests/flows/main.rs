@@ -6,6 +6,7 @@ mod admin;
 mod by_hand;
 mod identities;
 mod jwt;
+mod names;
 mod nodes;
 mod possession;
 mod rotation;

@@ -15,7 +15,7 @@ use finial_identity::selector::Selector;
 use regex::Regex;
 use serde_json::json;
 
-use self::fetch::fetch;
+use self::fetch::{NoAnswer, fetch};
 use super::{AttestorFault, Code, Evidence, Exchange, Host, NodeAttestor};
 
 pub const NAME: &str = "http_challenge";
@@ -145,7 +145,14 @@ impl HttpChallenge {
         }
         let path = format!("/.well-known/spiffe/nodeattestor/http_challenge/{agent_name}/challenge");
         let answer = fetch(&self.host.clock, hostname, port, &path).await;
-        let answer = answer.map_err(|error| error.to_string())?;
+        let answer = answer.map_err(|error| {
+            tracing::warn!(%error, hostname, port, "Cannot ask the web server of an agent");
+            match error {
+                NoAnswer::Redirect | NoAnswer::TimedOut => error.to_string(),
+                // What is open in this network, and how names resolve here, is no stranger's business.
+                _ => "the web server at the given name and port gives no answer".to_owned(),
+            }
+        })?;
         if String::from_utf8_lossy(&answer).trim() != nonce {
             return Err("expected nonce was not found in HTTP response".to_owned());
         }

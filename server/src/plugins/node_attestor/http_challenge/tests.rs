@@ -111,7 +111,7 @@ async fn wrong_answers_are_refused() {
                 "HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/x\r\nContent-Length: 0\r\n\r\n"
                     .to_owned()
             },
-            "challenge verification failed: Get \"http://169.254.169.254/x\": http redirects are disabled",
+            "challenge verification failed: http redirects are disabled",
         ),
         (|_| "nonsense\r\n\r\n".to_owned(), "challenge verification failed: "),
         (
