@@ -435,7 +435,7 @@ fn read_agent(agent: &Section, flags: &Flags) -> AgentBlock {
     }
 }
 
-fn read_sds(agent: &Section, warnings: &mut Vec<String>) -> SdsNames {
+fn read_sds(agent: &Section, warnings: &mut Vec<Notice>) -> SdsNames {
     let default = SdsNames::default();
     let Some(section) = agent.block("sds") else { return default };
     let name =
@@ -447,12 +447,12 @@ fn read_sds(agent: &Section, warnings: &mut Vec<String>) -> SdsNames {
         disable_spiffe_cert_validation: section.bool("disable_spiffe_cert_validation").unwrap_or(false),
     };
     if names.default_bundle == names.default_all_bundles {
-        warnings.push(
+        warnings.push(Notice::Warning(
             "The \"default_bundle_name\" and \"default_all_bundles_name\" configurables have the same value. \
              \"default_all_bundles_name\" will be ignored. Please configure distinct values or use the defaults. This \
              will be a configuration error in a future release."
                 .to_owned(),
-        );
+        ));
     }
     names
 }
