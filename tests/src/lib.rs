@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a broken fixture ends the test")]
 
+pub mod database;
 pub mod enterprise;
 pub mod network;
 pub mod person;

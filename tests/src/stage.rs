@@ -2,7 +2,8 @@
 //! operator's script would.
 //!
 //! The same scenarios run on SPIRE, to show that they say what SPIRE does: with `FINIAL_REFERENCE_BIN` naming the folder of
-//! its programs and `FINIAL_STAGE` saying which of the two are SPIRE's: `server`, `agents` or `both`.
+//! its programs and `FINIAL_STAGE` saying which of them are SPIRE's: `server`, `agents`, `both`, or `other` for the second server
+//! of a scenario that has two.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,8 @@ pub struct ServerShape {
     pub server: String,
     /// Whole plugin blocks.
     pub plugins: String,
+    /// Settings of `DataStore "sql"`; SQLite where there are none.
+    pub datastore: Option<String>,
 }
 
 /// One server, its agents, and their files. All end with this value.
@@ -41,6 +44,7 @@ pub struct Stage {
     port: u16,
     shape: ServerShape,
     server: Option<Child>,
+    other: Option<Child>,
     agents: BTreeMap<String, Child>,
     nodes: CertifiedIssuer<'static, KeyPair>,
 }
@@ -86,7 +90,8 @@ impl Stage {
         let nodes = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         std::fs::write(folder.path().join("nodes.pem"), nodes.pem()).unwrap();
         let shape = shape(folder.path());
-        let mut stage = Stage { folder, port, shape, server: None, agents: BTreeMap::new(), nodes };
+        let mut stage =
+            Stage { folder, port, shape, server: None, other: None, agents: BTreeMap::new(), nodes };
         stage.start_server().await;
         stage
     }
@@ -97,21 +102,47 @@ impl Stage {
 
     /// Starts the server on the files there are, and waits until it is healthy.
     pub async fn start_server(&mut self) {
-        std::fs::create_dir_all(self.path("server")).unwrap();
-        std::fs::write(self.path("server.conf"), self.server_configuration()).unwrap();
-        let config = self.path("server.conf");
-        self.server =
-            Some(self.launch(&server_program(), "server.log", &["run", "-config", config.to_str().unwrap()]));
+        self.server = Some(self.start(&server_program(), "server", self.port));
         until("the server is healthy", async || {
             self.server(&["healthcheck"]).await.status.success().then_some(())
         })
         .await;
     }
 
+    /// Starts a second server with keys of its own on the same database, and waits until it is healthy. It listens on a
+    /// port of its own, or, when the first was stopped, in its place.
+    pub async fn start_other(&mut self) {
+        let port = match self.server {
+            Some(_) => std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port(),
+            None => self.port,
+        };
+        self.other = Some(self.start(&other_program(), "other", port));
+        until("the other server is healthy", async || {
+            self.other(&["healthcheck"]).await.status.success().then_some(())
+        })
+        .await;
+    }
+
+    /// Asks the first server to end, and waits until it has.
+    pub async fn stop_server(&mut self) {
+        terminate(self.server.take().expect("a server runs")).await;
+    }
+
+    /// Asks the second server to end, and waits until it has.
+    pub async fn stop_other(&mut self) {
+        terminate(self.other.take().expect("a second server runs")).await;
+    }
+
+    fn start(&self, program: &Path, name: &str, port: u16) -> Child {
+        std::fs::create_dir_all(self.path(name)).unwrap();
+        let config = self.path(&format!("{name}.conf"));
+        std::fs::write(&config, self.server_configuration(name, port)).unwrap();
+        self.launch(program, &format!("{name}.log"), &["run", "-config", config.to_str().unwrap()])
+    }
+
     /// Asks the server to end and starts it again, with other lines in its `server` block.
     pub async fn restart_server(&mut self, server: &str) {
-        let child = self.server.take().expect("a server runs");
-        terminate(child).await;
+        self.stop_server().await;
         self.shape.server = server.to_owned();
         self.start_server().await;
     }
@@ -119,6 +150,12 @@ impl Stage {
     /// A command of the server's command line, on its socket.
     pub async fn server(&self, args: &[&str]) -> Ran {
         self.server_with_input(args, "").await
+    }
+
+    /// The same on the second server.
+    pub async fn other(&self, args: &[&str]) -> Ran {
+        let socket = self.path("other.sock");
+        run(&other_program(), &[args, &["-socketPath", socket.to_str().unwrap()]].concat(), "").await
     }
 
     pub async fn server_with_input(&self, args: &[&str], input: &str) -> Ran {
@@ -248,13 +285,14 @@ impl Stage {
         .await
     }
 
-    /// A person's JWT-SVIDs by SPIFFE ID, and the key IDs of the own trust domain's bundle.
+    /// A person's JWT-SVIDs for this audience by SPIFFE ID, and the key IDs of the own trust domain's bundle.
     pub async fn jwts(
         &self,
         person: &str,
         agent: &str,
+        audience: &str,
     ) -> Result<(BTreeMap<String, String>, Vec<String>), String> {
-        let args = ["api", "fetch", "jwt", "-audience", "somebody", "-output", "json"];
+        let args = ["api", "fetch", "jwt", "-audience", audience, "-output", "json"];
         let ran = self.as_person(person, agent, &args).await;
         if !ran.status.success() {
             return Err(ran.stderr + &ran.stdout);
@@ -293,29 +331,32 @@ impl Stage {
         })
     }
 
-    fn server_configuration(&self) -> String {
-        let (folder, port) = (self.folder.path().display(), self.port);
-        let ServerShape { server, plugins } = &self.shape;
+    fn server_configuration(&self, name: &str, port: u16) -> String {
+        let folder = self.folder.path().display();
+        let ServerShape { server, plugins, datastore } = &self.shape;
+        let sqlite = || {
+            format!("database_type = \"sqlite3\"\nconnection_string = \"{folder}/{name}/datastore.sqlite3\"")
+        };
+        let datastore = datastore.clone().unwrap_or_else(sqlite);
         format!(
             r#"
 server {{
     trust_domain = "{TRUST_DOMAIN}"
     bind_address = "127.0.0.1"
     bind_port = {port}
-    socket_path = "{folder}/server.sock"
-    data_dir = "{folder}/server"
+    socket_path = "{folder}/{name}.sock"
+    data_dir = "{folder}/{name}"
     log_level = "DEBUG"
     {server}
 }}
 plugins {{
     DataStore "sql" {{
         plugin_data {{
-            database_type = "sqlite3"
-            connection_string = "{folder}/server/datastore.sqlite3"
+            {datastore}
         }}
     }}
     KeyManager "disk" {{
-        plugin_data {{ keys_path = "{folder}/server/keys.json" }}
+        plugin_data {{ keys_path = "{folder}/{name}/keys.json" }}
     }}
     NodeAttestor "join_token" {{
         plugin_data {{}}
@@ -381,13 +422,13 @@ plugins {{
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        for child in self.agents.values_mut().chain(&mut self.server) {
+        for child in self.agents.values_mut().chain(&mut self.server).chain(&mut self.other) {
             // It may have ended by itself.
             let _ = child.kill();
             let _ = child.wait();
         }
         if std::thread::panicking() {
-            for log in ["server"].into_iter().chain(self.agents.keys().map(String::as_str)) {
+            for log in ["server", "other"].into_iter().chain(self.agents.keys().map(String::as_str)) {
                 let text = self.log(log);
                 let lines: Vec<&str> = text.lines().collect();
                 eprintln!("--- the end of {log}.log\n{}", lines[lines.len().saturating_sub(15)..].join("\n"));
@@ -463,6 +504,10 @@ async fn terminate(mut child: Child) -> ExitStatus {
 
 fn server_program() -> PathBuf {
     program("server", is_spires("server"))
+}
+
+fn other_program() -> PathBuf {
+    program("server", is_spires("other"))
 }
 
 fn agent_program() -> PathBuf {

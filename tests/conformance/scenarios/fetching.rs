@@ -33,12 +33,12 @@ async fn more_jwt_svids_than_the_cache_holds() {
             stage.register(&format!("{person}-{number}"), &id, person, &[]).await;
         }
         until("all tokens are there", async || {
-            stage.jwts(person, "node").await.ok().filter(|(tokens, _)| tokens.len() == 10)
+            stage.jwts(person, "node", "somebody").await.ok().filter(|(tokens, _)| tokens.len() == 10)
         })
         .await;
         assert_eq!(cached(&stage, "node", "cached_jwt_svids_count").await, CACHE);
     }
-    assert_eq!(stage.jwts("alice", "node").await.unwrap().0.len(), 10);
+    assert_eq!(stage.jwts("alice", "node", "somebody").await.unwrap().0.len(), 10);
 
     stage.restart_server("disable_jwt_svids = true").await;
     let id = "spiffe://example.org/minted";

@@ -6,6 +6,7 @@
 //! | join-token, evict-agent, node-re-attestation, node-attestation | `nodes` |
 //! | entries, events-based-entries, sync-authorized-entries | `entries` |
 //! | fetch-x509-svids, fetch-jwt-svids, debug-endpoints, agent-cli | `fetching` |
+//! | datastore-postgres, datastore-mysql | `sharing`; and the store's own tests, all of which run on each engine |
 //! | rotation, force-rotation-self-signed, -upstream-authority, -jwt-authority | `rotation` |
 //! | admin-endpoints, downstream-endpoints | `permissions`, by every method and kind of caller |
 //! | spire-server-cli | the golden files of the command lines |
@@ -18,3 +19,4 @@ mod entries;
 mod fetching;
 mod nodes;
 mod rotation;
+mod sharing;

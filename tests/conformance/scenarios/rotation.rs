@@ -125,7 +125,7 @@ async fn a_jwt_authority_is_replaced_by_hand() {
 
 async fn token_until(stage: &Stage, wanted: impl Fn(&str, &[String]) -> bool) -> (String, Vec<String>) {
     until("there is the expected token", async || {
-        let (mut tokens, keys) = stage.jwts("alice", "node").await.ok()?;
+        let (mut tokens, keys) = stage.jwts("alice", "node", "somebody").await.ok()?;
         let token = tokens.remove("workload")?;
         wanted(&token, &keys).then_some((token, keys))
     })

@@ -19,6 +19,7 @@ mod issued;
 mod network;
 mod opening;
 mod others;
+pub(crate) mod servers;
 mod trouble;
 
 const NOW: i64 = 1_800_000_000;
