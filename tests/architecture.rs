@@ -35,7 +35,7 @@ const AGENT_ROOMS: &[(&str, &[&str])] = &[
     ("workload_api", &["attest", "cache", "plugins"]),
     ("admin_api", &["attest", "cache", "own_svid", "sync", "workload_api"]),
     ("settings", &["attest", "cache", "own_svid", "plugins", "storage", "sync", "workload_api"]),
-    ("cli", &["build", "settings", "run"]),
+    ("cli", &["build", "own_svid", "settings", "run", "workload_api"]),
 ];
 
 /// Files over the size guide, each with the reason why it is one thing.

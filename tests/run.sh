@@ -37,7 +37,7 @@ need() {
 }
 
 install_peers() {
-  say "foreign clients: Python (gRPC C-core), Go, Java"
+  say "foreign clients: Python (gRPC C-core), Envoy, Go, Java"
   if need python3 python3-venv; then
     [ -x "$peers/python/bin/python" ] || python3 -m venv "$peers/python"
     "$peers/python/bin/pip" install -q --disable-pip-version-check -r tests/interop/python/requirements.txt ||

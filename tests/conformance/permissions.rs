@@ -166,7 +166,7 @@ async fn authorized(channel: &Channel) -> Result<(), Status> {
 
 /// Methods of the server, as `package.Service/Method`.
 fn methods() -> BTreeSet<String> {
-    const OF_AGENTS: [&str; 3] = ["SpiffeWorkloadAPI", "spire.agent.", "spire.api.agent."];
+    const OF_AGENTS: [&str; 4] = ["SpiffeWorkloadAPI", "envoy.", "spire.agent.", "spire.api.agent."];
     let all = finial_proto::methods().into_iter();
     let of_server = all.filter(|(service, _)| !OF_AGENTS.iter().any(|prefix| service.starts_with(prefix)));
     of_server

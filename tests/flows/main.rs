@@ -10,5 +10,6 @@ mod names;
 mod nodes;
 mod possession;
 mod rotation;
+mod sds;
 mod trust;
 mod upstream;

@@ -5,6 +5,7 @@
 
 mod clients;
 mod configurations;
+mod envoy;
 mod openssl;
 mod processes;
 mod socket;

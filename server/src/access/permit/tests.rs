@@ -5,8 +5,8 @@ use super::*;
 use crate::access::fixture::{Authority, anonymous, local, noon};
 
 /// Services of the agent's sockets.
-const OF_AGENTS: [&str; 4] =
-    ["SpiffeWorkloadAPI", "spire.agent.debug.", "spire.api.agent.", "spire.service.private."];
+const OF_AGENTS: [&str; 5] =
+    ["SpiffeWorkloadAPI", "envoy.", "spire.agent.debug.", "spire.api.agent.", "spire.service.private."];
 /// Served, but not among the generated files.
 const HEALTH: [&str; 3] =
     ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/grpc.health.v1.Health/Watch"];
