@@ -129,7 +129,11 @@ pub async fn serve(
     let serves_sds = sds.is_some();
     let limits = Limits::new(api.rules.rate_limits, clock.clone());
     let reflection = || {
+        // Each of its two versions shows both.
         let mut reflection = tonic_reflection::server::Builder::configure()
+            .include_reflection_service(false)
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
         if serves_workloads {
             let workloads = finial_proto::WORKLOAD_FILE_DESCRIPTOR_SET;
