@@ -1,8 +1,9 @@
-//! How many X.509-SVIDs a server signs on one core, through its real TLS port: `BatchNewX509SVID`, asked for by an
-//! attested agent that sits on another core. Beside it, in the same run and on the same core, the cryptographic library's
-//! own limit (verify one signature and make one, P-256), and the reference server.
+//! How many SVIDs a server signs on one core, through its real TLS port: `BatchNewX509SVID` and `NewJWTSVID`, asked for by
+//! an attested agent that sits on another core. Beside it, in the same run and on the same core, the cryptographic
+//! library's own limit (verify one signature and make one, P-256), and the reference server.
 //!
-//! `cargo bench -p finial-server`; see [`estate`] for the programs. Takes two to three minutes; asserts nothing.
+//! `cargo bench -p finial-server --bench signing`, with ` -- jwt` for tokens alone; see [`estate`] for the programs. Takes
+//! three to four minutes; asserts nothing.
 
 mod estate;
 
@@ -38,25 +39,38 @@ const WARM_UP: Duration = Duration::from_secs(2);
 const SLICE: Duration = Duration::from_secs(4);
 /// The median of so many slices counts.
 const SLICES: usize = 3;
-/// For the second argument: measure the library instead.
+/// For the first argument: measure the library instead, or tokens alone.
 const RAW: &str = "raw";
+const TOKENS: &str = "jwt";
 const RAW_TIME: Duration = Duration::from_secs(2);
 /// About what is signed in a CSR or certificate.
 const MESSAGE: usize = 600;
 
-/// How calls come: an agent that renews all its SVIDs, and many that need one.
-const SHAPES: [Shape; 2] = [Shape { batch: 500, at_once: 4 }, Shape { batch: 1, at_once: 32 }];
+/// How calls come: an agent that renews all its SVIDs, many that need one, and many that need a token.
+const SHAPES: [Shape; 3] = [
+    Shape { kind: Kind::X509, batch: 500, at_once: 4 },
+    Shape { kind: Kind::X509, batch: 1, at_once: 32 },
+    Shape { kind: Kind::Jwt, batch: 1, at_once: 32 },
+];
 
 #[derive(Clone, Copy)]
 struct Shape {
+    kind: Kind,
     batch: usize,
     at_once: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    X509,
+    Jwt,
 }
 
 fn main() -> ExitCode {
     let outcome = match std::env::args().nth(1).as_deref() {
         Some(RAW) => raw(),
-        _ => compare(),
+        Some(TOKENS) => compare(&SHAPES[2..]),
+        _ => compare(&SHAPES),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -68,7 +82,7 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn compare() -> Outcome<()> {
+async fn compare(shapes: &[Shape]) -> Outcome<()> {
     let (measured, asking) = estate::two_cores()?;
     let programs = Programs::all()?;
     estate::pin_self(asking)?;
@@ -76,13 +90,13 @@ async fn compare() -> Outcome<()> {
     let csrs = (0..CSRS).map(|_| csr()).collect::<Outcome<Vec<_>>>()?;
     let mut all = Vec::new();
     for one in &programs {
-        all.push(measure(one, measured, &csrs).await?);
+        all.push(measure(one, measured, shapes, &csrs).await?);
     }
     println!("load after: {}", estate::load());
 
     let column = |value: &dyn Fn(&Figures) -> f64| all.iter().map(value).collect::<Vec<_>>();
     let mut rows = vec![Row::new("library: verify + sign, per CPU-second", 0, column(&|f| f.raw), "")];
-    for (index, shape) in SHAPES.iter().enumerate() {
+    for (index, shape) in shapes.iter().enumerate() {
         let rate = |f: &Figures| table::median(&f.rates[index].iter().map(|r| r.per_cpu).collect::<Vec<_>>());
         let wall =
             |f: &Figures| table::median(&f.rates[index].iter().map(|r| r.per_second).collect::<Vec<_>>());
@@ -90,23 +104,22 @@ async fn compare() -> Outcome<()> {
             let rates: Vec<f64> = f.rates[index].iter().map(|r| r.per_cpu).collect();
             100.0 * (table::quantile(&rates, 1.0) - table::quantile(&rates, 0.0)) / rate(f)
         };
-        let (share, times) = if index == 0 { ("0.70 or more", "ratio 3 or more") } else { ("", "") };
+        let (share, times) = if shape.batch > 1 { ("0.70 or more", "ratio 3 or more") } else { ("", "") };
         rows.extend([
             Row::new(format!("{shape}: SVIDs per second"), 0, column(&wall), ""),
             Row::new(format!("{shape}: SVIDs per CPU-second"), 0, column(&rate), times),
-            Row::new(
-                format!("{shape}: share of the library's limit"),
-                2,
-                column(&|f| rate(f) / f.raw),
-                share,
-            ),
-            Row::new(format!("{shape}: spread of {SLICES} slices, percent"), 1, column(&spread), ""),
         ]);
+        // For a token no signature is verified.
+        if shape.kind == Kind::X509 {
+            let of_limit = column(&|f| rate(f) / f.raw);
+            rows.push(Row::new(format!("{shape}: share of the library's limit"), 2, of_limit, share));
+        }
+        rows.push(Row::new(format!("{shape}: spread of {SLICES} slices, percent"), 1, column(&spread), ""));
     }
     rows.push(Row::new("server memory after it, MiB", 1, column(&|f| f.memory.now), "ratio 0.25 or less"));
     rows.push(Row::new("server memory at its peak, MiB", 1, column(&|f| f.memory.peak), ""));
     let names: Vec<&str> = programs.iter().map(|one| one.name).collect();
-    table::print(&format!("BatchNewX509SVID on one core, {ENTRIES} entries"), &names, &rows);
+    table::print(&format!("SVIDs signed on one core, {ENTRIES} entries"), &names, &rows);
     Ok(())
 }
 
@@ -124,7 +137,7 @@ struct Rate {
     per_cpu: f64,
 }
 
-async fn measure(programs: &Programs, core: usize, csrs: &[Vec<u8>]) -> Outcome<Figures> {
+async fn measure(programs: &Programs, core: usize, shapes: &[Shape], csrs: &[Vec<u8>]) -> Outcome<Figures> {
     let before = raw_rate(core)?;
     println!("{}: starting, {ENTRIES} entries", programs.name);
     let estate = Estate::start(programs, Some(core)).await?;
@@ -135,7 +148,7 @@ async fn measure(programs: &Programs, core: usize, csrs: &[Vec<u8>]) -> Outcome<
         Asker { channel: attest(&estate, token).await?, clock: Clock::wall(), entry_ids: &entry_ids, csrs };
     asker.until_known().await?;
     let mut rates = Vec::new();
-    for shape in SHAPES {
+    for &shape in shapes {
         asker.ask(shape, WARM_UP).await?;
         let mut slices = Vec::new();
         for _ in 0..SLICES {
@@ -164,7 +177,7 @@ impl Asker<'_> {
     /// Waits until the server knows every entry; the reference reloads them every five seconds.
     async fn until_known(&self) -> Outcome<()> {
         let begun = self.clock.monotonic();
-        let last = Shape { batch: 1, at_once: 1 };
+        let last = Shape { kind: Kind::X509, batch: 1, at_once: 1 };
         let mut error = None;
         while self.clock.monotonic() - begun < Duration::from_secs(60) {
             match self.call(last, self.entry_ids.len() - 1).await {
@@ -193,12 +206,30 @@ impl Asker<'_> {
     }
 
     async fn call(&self, shape: Shape, from: usize) -> Outcome<usize> {
+        match shape.kind {
+            Kind::X509 => self.certificates(shape.batch, from).await,
+            Kind::Jwt => self.token(from).await,
+        }
+    }
+
+    async fn token(&self, index: usize) -> Outcome<usize> {
+        let request = svid::NewJwtsvidRequest {
+            entry_id: self.entry_ids[index % self.entry_ids.len()].clone(),
+            audience: vec!["https://audience.bench.test".to_owned()],
+        };
+        let mut client = svid::svid_client::SvidClient::new(self.channel.clone());
+        match client.new_jwtsvid(request).await?.into_inner().svid {
+            Some(svid) if !svid.token.is_empty() => Ok(1),
+            other => Err(format!("a token was not signed: {other:?}").into()),
+        }
+    }
+
+    async fn certificates(&self, batch: usize, from: usize) -> Outcome<usize> {
         let param = |index: usize| svid::NewX509svidParams {
             entry_id: self.entry_ids[index % self.entry_ids.len()].clone(),
             csr: self.csrs[index % self.csrs.len()].clone(),
         };
-        let request =
-            svid::BatchNewX509svidRequest { params: (from..from + shape.batch).map(param).collect() };
+        let request = svid::BatchNewX509svidRequest { params: (from..from + batch).map(param).collect() };
         let mut client = svid::svid_client::SvidClient::new(self.channel.clone());
         let results = client.batch_new_x509svid(request).await?.into_inner().results;
         for result in &results {
@@ -310,7 +341,10 @@ impl fmt::Debug for SpiffeVerifier {
 
 impl fmt::Display for Shape {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} a call, {} calls at once", self.batch, self.at_once)
+        match self.kind {
+            Kind::X509 => write!(out, "X.509, {} a call, {} calls at once", self.batch, self.at_once),
+            Kind::Jwt => write!(out, "JWT, {} calls at once", self.at_once),
+        }
     }
 }
 
