@@ -115,9 +115,9 @@ impl Svid for Svids {
         let work = async {
             let id = id.map_err(|e| Refusal::invalid_because("invalid SPIFFE ID", &e))?;
             let mint = MintJwtIntent { id, audience: audience.clone(), ttl: seconds(ttl) };
-            let issued = self.issuer.minted_jwt(&call.granted, mint).await.map_err(|error| match error {
-                IssueError::Profile(ProfileError::NoAudience) => no_audience(),
-                error => Refusal::shown(Code::Internal, NO_JWT, &error),
+            let issued = self.issuer.minted_jwt(&call.granted, mint).await;
+            let issued = issued.map_err(|error| {
+                wrong_audience(&error).unwrap_or_else(|| Refusal::shown(Code::Internal, NO_JWT, &error))
             })?;
             Ok(wire::MintJwtsvidResponse { svid: Some(signed_jwt(issued, &audience)) })
         };
@@ -189,9 +189,8 @@ impl Svid for Svids {
             // Both cells are set here only.
             let _ = found.set(authorized.entry().spiffe_id.clone());
             let issued = self.issuer.workload_jwt(&authorized, audience.clone()).await;
-            let issued = issued.map_err(|error| match error {
-                IssueError::Profile(ProfileError::NoAudience) => no_audience(),
-                error => Refusal::internal(NO_JWT, &error),
+            let issued = issued.map_err(|error| {
+                wrong_audience(&error).unwrap_or_else(|| Refusal::internal(NO_JWT, &error))
             })?;
             let _ = signed.set(authorized.entry().jwt_svid_ttl);
             Ok(wire::NewJwtsvidResponse { svid: Some(signed_jwt(issued, &audience)) })
@@ -303,9 +302,14 @@ fn jwt_disabled() -> Refusal {
     Refusal::with_code(Code::Unimplemented, "JWT functionality is disabled")
 }
 
-/// SPIRE answers so to an empty list, and INTERNAL to a list of empty texts.
-fn no_audience() -> Refusal {
-    Refusal::invalid("at least one audience is required")
+/// What lies with the caller. SPIRE answers so to an empty list, and INTERNAL to a list of empty texts.
+fn wrong_audience(error: &IssueError) -> Option<Refusal> {
+    match error {
+        IssueError::Profile(fault @ (ProfileError::NoAudience | ProfileError::LongAudience)) => {
+            Some(Refusal::invalid(&fault.to_string()))
+        }
+        _ => None,
+    }
 }
 
 fn signed_jwt(issued: IssuedJwt, audience: &[String]) -> types::Jwtsvid {

@@ -11,6 +11,7 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use finial_daemon::clock::unix_seconds;
 use finial_identity::csr::VerifiedCsr;
 use finial_identity::entry::Entry;
+use finial_identity::jwt_svid::MAX_TOKEN_BYTES;
 use finial_identity::lifetime::BACKDATE;
 use finial_identity::spiffe_id::{MembershipError, SpiffeId};
 use finial_identity::trust_domain::TrustDomain;
@@ -66,6 +67,8 @@ pub enum ProfileError {
     JwtId(MembershipError),
     #[error("at least one audience is required")]
     NoAudience,
+    #[error("a token for this audience would be longer than {MAX_TOKEN_BYTES} bytes, which nobody reads")]
+    LongAudience,
     #[error("the JWT key ended at {}; it has to be renewed first", at(*.0))]
     JwtKeyExpired(i64),
 }

@@ -118,6 +118,10 @@ async fn minting_refuses_what_an_operator_may_not_have() {
         (mint("x", &["a"], 0), "invalid SPIFFE ID: path must have a leading slash".to_owned()),
         (mint("/x", &[], 0), NO_AUDIENCE.to_owned()),
         (mint("/x", &[""], 0), NO_AUDIENCE.to_owned()),
+        (
+            mint("/x", &[&"a".repeat(64 * 1024)], 0),
+            "a token for this audience would be longer than 65536 bytes, which nobody reads".to_owned(),
+        ),
     ] {
         assert_refused(server.svids().mint_jwtsvid(request).await, Code::InvalidArgument, &text);
     }

@@ -106,7 +106,7 @@ impl JwtSigner {
     }
 
     async fn issue(&self, key: &ActiveJwtKey, intent: &JwtIntent) -> Result<IssuedJwt, IssueError> {
-        let mut token = intent.signing_input();
+        let mut token = intent.signing_input()?;
         let signature = key.key.sign_jose(token.as_bytes()).await?;
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(signature, &mut token);

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use finial_daemon::clock::unix_seconds;
 use finial_daemon::keys::KeyType;
 use finial_identity::entry::Entry;
+use finial_identity::jwt_svid::MAX_TOKEN_BYTES;
 use finial_identity::spiffe_id::SpiffeId;
 use uuid::Uuid;
 
@@ -17,6 +18,9 @@ use super::{ProfileError, Profiles, positive_seconds};
 
 /// The default of `default_jwt_svid_ttl`.
 pub const DEFAULT_JWT_SVID_TTL: Duration = Duration::from_secs(300);
+
+/// A dot and 512 bytes in base64.
+const LONGEST_SIGNATURE: usize = 1 + 683;
 
 /// A token that an administrator asks for.
 #[derive(Clone, Debug)]
@@ -112,11 +116,14 @@ impl Profiles {
 
 impl JwtIntent {
     /// What is signed (RFC 7515 section 5.1): the header and the claims.
-    pub(in crate::authority) fn signing_input(&self) -> String {
+    pub(in crate::authority) fn signing_input(&self) -> Result<String, ProfileError> {
         let mut input = URL_SAFE_NO_PAD.encode(self.header());
         input.push('.');
         URL_SAFE_NO_PAD.encode_string(self.claims(), &mut input);
-        input
+        if input.len() > MAX_TOKEN_BYTES - LONGEST_SIGNATURE {
+            return Err(ProfileError::LongAudience);
+        }
+        Ok(input)
     }
 
     fn header(&self) -> String {
@@ -283,6 +290,10 @@ mod tests {
             text(mint(&["a"], 1), 0),
             "the JWT key ended at 2026-09-21T14:13:20Z; it has to be renewed first"
         );
+        let long = "<".repeat(9000);
+        let intent = profiles.minted_jwt(mint(&[&long], 1), parent(60), noon()).unwrap();
+        let text_of_long = intent.signing_input().unwrap_err().to_string();
+        assert!(text_of_long.starts_with("a token for this audience would be longer"), "{text_of_long}");
         for id in ["spiffe://other.org/web", "spiffe://example.org/spire/agent/x", "spiffe://example.org"] {
             let mint = MintJwtIntent { id: SpiffeId::parse(id).unwrap(), ..mint(&["a"], 1) };
             assert!(text(mint, 60).starts_with("invalid JWT-SVID ID: "), "{id}");
