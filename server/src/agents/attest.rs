@@ -21,6 +21,7 @@ pub struct Attested {
     attestation_type: String,
     selectors: Vec<Selector>,
     can_reattest: bool,
+    first_use_only: bool,
 }
 
 /// The first message of an agent, nothing checked. `None`: the field was absent.
@@ -112,9 +113,7 @@ pub async fn prove(
     let node = store.agents().get(&agent_id).await;
     let node = node.map_err(|error| AttestFault::Store { step: "failed to fetch agent", error })?;
     if evidence.first_use_only && node.is_some() {
-        let text = "attestation data has already been used to attest an agent";
-        tracing::error!(spiffe_id = %agent_id, "Attestation data has already been used to attest an agent");
-        return Err(refused(kind, Code::PermissionDenied, text));
+        return Err(used_before(kind, &agent_id));
     }
     if node.as_ref().is_some_and(AttestedNode::is_banned) {
         return Err(AttestFault::Banned);
@@ -125,12 +124,14 @@ pub async fn prove(
         attestation_type: kind.clone(),
         selectors: sorted(selectors),
         can_reattest: evidence.can_reattest,
+        first_use_only: evidence.first_use_only,
     };
     Ok((attested, csr))
 }
 
 /// Remembers the SVID that was issued, in one step: selectors replaced, and the node made or brought up to date. `serial` is
-/// decimal. To be done before the agent gets the SVID; whoever was banned since [`prove`] is refused here.
+/// decimal. To be done before the agent gets the SVID; whoever was banned since [`prove`] is refused here, and so is the
+/// later one of two who used at the same time what is good once.
 pub async fn record(
     store: &Store,
     attested: &Attested,
@@ -148,8 +149,9 @@ pub async fn record(
         agent_version: String::new(),
         selectors: attested.selectors.clone(),
     };
-    match store.agents().record_attestation(node).await {
+    match store.agents().record_attestation(node, attested.first_use_only).await {
         Ok(Recorded::Created | Recorded::Updated) => Ok(()),
+        Ok(Recorded::NotFirst) => Err(used_before(&attested.attestation_type, &attested.agent_id)),
         Ok(Recorded::Banned) => Err(AttestFault::Banned),
         Err(error) => Err(AttestFault::Store { step: "failed to update attested agent", error }),
     }
@@ -186,6 +188,11 @@ impl AttestFault {
             AttestFault::Banned => Code::PermissionDenied,
         }
     }
+}
+
+fn used_before(kind: &str, agent_id: &SpiffeId) -> AttestFault {
+    tracing::error!(spiffe_id = %agent_id, "Attestation data has already been used to attest an agent");
+    refused(kind, Code::PermissionDenied, "attestation data has already been used to attest an agent")
 }
 
 /// Join tokens are no plugin in SPIRE, so their texts have no plugin's name in front.

@@ -61,6 +61,8 @@ pub enum Recorded {
     Created,
     /// The node was there already and has attested again.
     Updated,
+    /// The node was there already, and what it brought is good for the first time only; nothing was changed.
+    NotFirst,
     /// The node is banned; nothing was changed.
     Banned,
 }
@@ -80,20 +82,35 @@ pub struct ListAgents {
 
 impl Agents<'_> {
     /// Records a successful attestation in one step: the selectors are replaced; a new node is created; one that is
-    /// there gets the serial number, the expiry and `can_reattest`, and loses a pending SVID. Its attestation type and
-    /// version stay.
-    pub async fn record_attestation(&self, node: AttestedNode) -> Result<Recorded, StoreError> {
+    /// there gets the serial number, the expiry and `can_reattest`, and loses a pending SVID, unless `first_use_only`. Its
+    /// attestation type and version stay.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::AlreadyExists`] where the database takes the ID for another node's.
+    pub async fn record_attestation(
+        &self,
+        node: AttestedNode,
+        first_use_only: bool,
+    ) -> Result<Recorded, StoreError> {
         self.store
             .counted(&["node.create", "node.selectors.set"]).write(move |sql| {
                 let id = node.spiffe_id.as_str();
                 let present = sql.row(
-                    "SELECT id, COALESCE(serial_number, '') = '' FROM attested_node_entries WHERE spiffe_id = ?",
+                    "SELECT id, COALESCE(serial_number, '') = '', spiffe_id FROM attested_node_entries \
+                     WHERE spiffe_id = ?",
                     values![id],
-                    |row| Ok((row.int(0)?, row.bool(1)?)),
+                    |row| Ok((row.int(0)?, row.bool(1)?, row.text(2)?)),
                 )?;
                 let recorded = match present {
-                    Some((_, true)) => return Ok(Recorded::Banned),
-                    Some((row, false)) => {
+                    // MySQL compares without regard to case; the other node keeps its SVID and its selectors.
+                    Some((_, _, known)) if known != id => {
+                        let text = format!("{known} is known, and the database cannot tell {id} from it");
+                        return Err(StoreError::AlreadyExists(text));
+                    }
+                    Some(_) if first_use_only => return Ok(Recorded::NotFirst),
+                    Some((_, true, _)) => return Ok(Recorded::Banned),
+                    Some((row, false, _)) => {
                         let update = NodeUpdate {
                             serial_number: Some(node.serial_number.clone()),
                             expires_at: Some(node.expires_at),
@@ -429,9 +446,10 @@ fn required(sql: &Sql<'_>, id: &str) -> Result<AttestedNode, StoreError> {
 }
 
 fn row_of(sql: &Sql<'_>, id: &str) -> Result<i64, StoreError> {
-    let row =
-        sql.row("SELECT id FROM attested_node_entries WHERE spiffe_id = ?", values![id], |row| row.int(0))?;
-    row.ok_or_else(StoreError::not_found)
+    let query = "SELECT id, spiffe_id FROM attested_node_entries WHERE spiffe_id = ?";
+    let row = sql.row(query, values![id], |row| Ok((row.int(0)?, row.text(1)?)))?;
+    // See `find`.
+    row.filter(|(_, known)| known == id).map(|(row, _)| row).ok_or_else(StoreError::not_found)
 }
 
 fn insert(sql: &Sql<'_>, node: &AttestedNode) -> Result<(), StoreError> {

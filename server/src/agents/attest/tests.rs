@@ -237,6 +237,22 @@ async fn evidence_for_one_use_is_refused_in_whatever_state_the_agent_is() {
 }
 
 #[tokio::test]
+async fn of_two_who_use_at_once_what_is_good_once_one_gets_in() {
+    let bench = Bench::new().await;
+    let payload = "/spire/agent/told/1 tofu";
+    let (first, second) =
+        (bench.prove("told", payload).await.unwrap(), bench.prove("told", payload).await.unwrap());
+    let end = noon() + Duration::from_secs(3600);
+    record(&bench.store, &first, "7", end).await.unwrap();
+    let fault = record(&bench.store, &second, "8", end).await.unwrap_err();
+    assert_eq!(fault.code(), Code::PermissionDenied);
+    let text = "nodeattestor(told): attestation data has already been used to attest an agent";
+    assert_eq!(fault.to_string(), text);
+    let node = bench.store.agents().get(first.agent_id()).await.unwrap().unwrap();
+    assert_eq!(node.serial_number, "7", "the first one's SVID stays good");
+}
+
+#[tokio::test]
 async fn attesting_again_replaces_selectors_and_the_serial_numbers() {
     let bench = Bench::new().await;
     let first = "/spire/agent/told/1 s=a:1 s=b:2 s=a:1";

@@ -54,7 +54,7 @@ async fn every_field_is_stored(fresh: Fresh) {
 async fn an_attestation_creates_then_updates_and_never_revives_a_banned_agent(fresh: Fresh) {
     let store = fresh.store().await;
     let first = node("/spire/agent/x");
-    assert_eq!(store.agents().record_attestation(first.clone()).await.unwrap(), Recorded::Created);
+    assert_eq!(store.agents().record_attestation(first.clone(), false).await.unwrap(), Recorded::Created);
     store.agents().set_pending(&first.spiffe_id, "9", NOW + 90).await.unwrap();
 
     let second = AttestedNode {
@@ -66,7 +66,7 @@ async fn an_attestation_creates_then_updates_and_never_revives_a_banned_agent(fr
         selectors: selectors(&["c:3"]),
         ..first.clone()
     };
-    assert_eq!(store.agents().record_attestation(second.clone()).await.unwrap(), Recorded::Updated);
+    assert_eq!(store.agents().record_attestation(second.clone(), false).await.unwrap(), Recorded::Updated);
     let expected = AttestedNode {
         attestation_type: "test".to_owned(),
         agent_version: "1.2".to_owned(),
@@ -74,11 +74,15 @@ async fn an_attestation_creates_then_updates_and_never_revives_a_banned_agent(fr
     };
     assert_eq!(store.agents().get(&first.spiffe_id).await.unwrap(), Some(expected));
 
+    let third = AttestedNode { serial_number: "3".to_owned(), ..second.clone() };
+    assert_eq!(store.agents().record_attestation(third, true).await.unwrap(), Recorded::NotFirst);
+    assert_eq!(store.agents().get(&first.spiffe_id).await.unwrap().unwrap().serial_number, "2");
+
     store.agents().ban(&first.spiffe_id).await.unwrap();
     let banned = store.agents().get(&first.spiffe_id).await.unwrap().unwrap();
     assert!(banned.is_banned());
     let events = store.events().latest().await.unwrap();
-    assert_eq!(store.agents().record_attestation(second).await.unwrap(), Recorded::Banned);
+    assert_eq!(store.agents().record_attestation(second, false).await.unwrap(), Recorded::Banned);
     assert_eq!(store.agents().get(&first.spiffe_id).await.unwrap(), Some(banned));
     assert_eq!(store.events().latest().await.unwrap(), events);
 }

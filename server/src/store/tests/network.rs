@@ -274,7 +274,7 @@ async fn agents_that_attest_at_once_are_recorded_once(fresh: Fresh) {
     for store in stores.iter().cycle().take(9) {
         let store = store.clone();
         let agent = node("/spire/agent/x");
-        tasks.spawn(async move { store.agents().record_attestation(agent).await.unwrap() });
+        tasks.spawn(async move { store.agents().record_attestation(agent, false).await.unwrap() });
     }
     let recorded = tasks.join_all().await;
     assert_eq!(recorded.iter().filter(|recorded| **recorded == Recorded::Created).count(), 1);
@@ -403,7 +403,13 @@ async fn an_agent_is_not_taken_for_one_whose_id_differs_in_case() {
     let store = fresh.store().await;
     store.agents().create(node("/spire/agent/X")).await.unwrap();
     assert_eq!(store.agents().get(&id("/spire/agent/x")).await.unwrap(), None);
-    assert!(store.agents().get(&id("/spire/agent/X")).await.unwrap().is_some());
+    let refused = store.agents().record_attestation(node("/spire/agent/x"), false).await.unwrap_err();
+    assert!(matches!(refused, StoreError::AlreadyExists(_)), "{refused:?}");
+    let (ban, delete) =
+        (store.agents().ban(&id("/spire/agent/x")).await, store.agents().delete(&id("/spire/agent/x")).await);
+    assert!(matches!(ban, Err(StoreError::NotFound(_))), "{ban:?}");
+    assert!(matches!(delete, Err(StoreError::NotFound(_))), "{delete:?}");
+    assert_eq!(store.agents().get(&id("/spire/agent/X")).await.unwrap(), Some(node("/spire/agent/X")));
 }
 
 /// Real time: a notification comes when it comes.
