@@ -1,12 +1,12 @@
 //! Counts the calls on the agent's sockets, and those that are open.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use finial_daemon::metrics::Metrics;
+use finial_daemon::metrics::{Call, Metrics};
 use http::{Request, Response};
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -22,6 +22,23 @@ const APIS: [(&str, &str); 5] = [
     ("/spire.api.agent.logger.v1.Logger/", "logger_api"),
 ];
 
+/// The methods that are counted: those that there are. Each has numbers of its own, which are kept for ever, so a name that a
+/// caller made up gets none.
+static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    const OTHERS: [&str; 8] = [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.health.v1.Health/List",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
+        "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
+        "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets",
+    ];
+    let ours = finial_proto::methods().into_iter().map(|(service, method)| format!("/{service}/{method}"));
+    ours.chain(OTHERS.map(str::to_owned)).collect()
+});
+
 /// Counts what passes through it. The agent's own calls are not counted: it asks itself whether it is well.
 #[derive(Clone)]
 pub(crate) struct CountCalls {
@@ -32,6 +49,11 @@ pub(crate) struct CountCalls {
 impl CountCalls {
     pub(crate) fn new(metrics: Metrics) -> CountCalls {
         CountCalls { metrics, open: Arc::default() }
+    }
+
+    /// Begins to count a call, if it is of a method that there is and anybody listens.
+    fn begin(&self, path: &str) -> Option<Call> {
+        METHODS.contains(path).then(|| self.metrics.rpc(path)).flatten()
     }
 
     fn opened(&self, path: &str) -> Option<Open> {
@@ -96,7 +118,7 @@ where
         let caller = request.extensions().get::<Caller>();
         let is_ourselves = caller.is_some_and(|caller| caller.pid() == std::process::id());
         let path = request.uri().path();
-        let counted = match self.calls.metrics.rpc(path) {
+        let counted = match self.calls.begin(path) {
             Some(call) if is_ourselves => {
                 call.discard();
                 None
@@ -111,5 +133,35 @@ where
                 None => response,
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use finial_daemon::clock::Clock;
+    use finial_daemon::metrics::{MetricsSettings, Program};
+
+    use super::*;
+
+    #[test]
+    fn names_that_callers_make_up_are_not_counted() {
+        let settings = MetricsSettings { in_mem: true, ..MetricsSettings::default() };
+        let program = Program { prefix: "spire_agent", trust_domain: "example.org".to_owned() };
+        let (metrics, _sinks) = Metrics::new(&settings, &program, Clock::paused(UNIX_EPOCH));
+        let calls = CountCalls::new(metrics);
+        for served in [
+            "/SpiffeWorkloadAPI/FetchX509SVID",
+            "/SpiffeWorkloadAPI/ValidateJWTSVID",
+            "/grpc.health.v1.Health/Check",
+            "/spire.agent.debug.v1.Debug/GetInfo",
+            "/spire.api.agent.delegatedidentity.v1.DelegatedIdentity/FetchJWTSVIDs",
+        ] {
+            assert!(calls.begin(served).is_some(), "{served}");
+        }
+        for made_up in ["", "/", "/a/b", "/SpiffeWorkloadAPI/FetchX509SVID1", "/SpiffeWorkloadAPI/", "//x"] {
+            assert!(calls.begin(made_up).is_none(), "{made_up}");
+        }
     }
 }

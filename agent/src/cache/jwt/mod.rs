@@ -3,7 +3,7 @@
 //! # Invariants
 //!
 //! - A token that has expired, whose entry is gone or changed, or whose authority was tainted or revoked, is not served.
-//! - The bound on the number of tokens is hard: the one used least recently goes first.
+//! - The bounds on the number of tokens and on their size are hard: the one used least recently goes first.
 //! - What is asked for by several at once is asked of the server once. Tokens that are to be unique are never shared.
 
 mod requests;
@@ -21,6 +21,12 @@ pub use requests::{JwtFault, JwtRequest};
 
 /// `jwt_svid_cache_max_size` when it is not set.
 pub const DEFAULT_MAX_JWT_SVIDS: usize = 1000;
+
+/// Room for each token that may be held, in bytes, together with what it is found by. Common ones need a quarter; a workload
+/// chooses how long its audiences are, and must not choose how much memory the agent needs.
+const ROOM_FOR_ONE: usize = 4096;
+/// What a name in a list costs beside its letters, in bytes.
+const ROOM_FOR_A_NAME: usize = 48;
 
 /// A signed token.
 pub struct JwtSvid {
@@ -77,6 +83,8 @@ pub(super) struct JwtSvids {
     /// By the number of the last use.
     by_use: BTreeMap<u64, Arc<JwtKey>>,
     uses: u64,
+    /// Of all that are held.
+    bytes: usize,
 }
 
 struct Held {
@@ -94,13 +102,18 @@ impl JwtKey {
         audience.sort_unstable();
         JwtKey { spiffe_id, audience }
     }
+
+    fn bytes(&self) -> usize {
+        let names = self.audience.iter().map(|name| name.len() + ROOM_FOR_A_NAME);
+        self.spiffe_id.as_str().len() + names.sum::<usize>()
+    }
 }
 
 impl JwtSvids {
     /// Room for `max` tokens; 0 means [`DEFAULT_MAX_JWT_SVIDS`].
     pub(super) fn new(max: usize) -> JwtSvids {
         let max = if max == 0 { DEFAULT_MAX_JWT_SVIDS } else { max };
-        JwtSvids { max, held: HashMap::new(), by_use: BTreeMap::new(), uses: 0 }
+        JwtSvids { max, held: HashMap::new(), by_use: BTreeMap::new(), uses: 0, bytes: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -122,13 +135,15 @@ impl JwtSvids {
         Some(HeldJwt { svid: held.svid.clone(), due: held.renew_at <= now })
     }
 
-    /// Keeps a token that was signed for this version of the entry.
+    /// Keeps a token that was signed for this version of the entry. One that is larger than the room for all is kept alone.
     pub(super) fn insert(&mut self, key: Arc<JwtKey>, entry: &Entry, svid: Arc<JwtSvid>, jitter: f64) {
         self.remove(&key);
-        while self.held.len() >= self.max {
-            let Some((_, oldest)) = self.by_use.pop_first() else { break };
-            self.held.remove(&oldest);
+        let (bytes, room) = (key.bytes() + svid.token.len(), self.max.saturating_mul(ROOM_FOR_ONE));
+        while self.held.len() >= self.max || self.bytes + bytes > room {
+            let Some(oldest) = self.by_use.values().next().cloned() else { break };
+            self.remove(&oldest);
         }
+        self.bytes += bytes;
         self.uses += 1;
         self.by_use.insert(self.uses, key.clone());
         let held = Held {
@@ -171,11 +186,12 @@ impl JwtSvids {
     }
 
     fn drop_unless(&mut self, keep: impl Fn(&JwtKey, &Held) -> bool) {
-        let by_use = &mut self.by_use;
+        let (by_use, bytes) = (&mut self.by_use, &mut self.bytes);
         self.held.retain(|key, held| {
             let kept = keep(key, held);
             if !kept {
                 by_use.remove(&held.last_use);
+                *bytes -= key.bytes() + held.svid.token.len();
             }
             kept
         });
@@ -184,6 +200,7 @@ impl JwtSvids {
     fn remove(&mut self, key: &JwtKey) {
         if let Some(held) = self.held.remove(key) {
             self.by_use.remove(&held.last_use);
+            self.bytes -= key.bytes() + held.svid.token.len();
         }
     }
 }
@@ -229,7 +246,7 @@ mod tests {
         assert_eq!(token(&mut svids, &["a", "b"], at(199)), Some(("one".into(), false)));
         assert_eq!(token(&mut svids, &["a", "b"], at(299)), Some(("one".into(), true)));
         assert_eq!(token(&mut svids, &["a", "b"], at(300)), None);
-        assert_eq!((svids.len(), svids.by_use.len()), (0, 0));
+        assert_eq!((svids.len(), svids.by_use.len(), svids.bytes), (0, 0, 0));
     }
 
     #[test]
@@ -244,7 +261,27 @@ mod tests {
         assert_eq!((token(&mut svids, &["a"], now()).is_some(), svids.len()), (true, 1));
         assert_eq!(svids.drop_signed_by(|key_id| key_id == "other"), BTreeMap::new());
         assert_eq!(svids.drop_signed_by(|key_id| key_id == "kid"), BTreeMap::from([("kid".to_owned(), 1)]));
-        assert_eq!((svids.len(), svids.by_use.len()), (0, 0));
+        assert_eq!((svids.len(), svids.by_use.len(), svids.bytes), (0, 0, 0));
+    }
+
+    #[test]
+    fn long_lists_of_audiences_take_the_room_of_many_tokens() {
+        let mut svids = JwtSvids::new(10);
+        let entry = entry("e", "/e", &[]);
+        svids.insert(key(&["a"]), &entry, svid("small", 300), 0.0);
+        let names: Vec<String> = (0..200).map(|name| format!("{name}")).collect();
+        for first in 0..20 {
+            let long: Vec<&str> = names[first..].iter().map(String::as_str).collect();
+            svids.insert(key(&long), &entry, svid(&"t".repeat(5_000), 300), 0.0);
+            assert!(svids.bytes <= 10 * ROOM_FOR_ONE, "{}", svids.bytes);
+        }
+        assert_eq!(svids.len(), 2);
+        assert_eq!(token(&mut svids, &["a"], now()), None, "used least recently");
+
+        svids.insert(key(&["huge"]), &entry, svid(&"t".repeat(60_000), 300), 0.0);
+        assert_eq!(svids.len(), 1, "alone");
+        svids.insert(key(&["a"]), &entry, svid("small", 300), 0.0);
+        assert_eq!((svids.len(), svids.by_use.len()), (1, 1));
     }
 
     proptest! {

@@ -15,6 +15,9 @@ use crate::cache::Cache;
 /// How long a token that is still valid is served after its renewal failed, before the server is asked again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// How long the queue may become before those who hung up are looked for.
+const SWEPT_FROM: usize = 64;
+
 type Answer = Result<Arc<JwtSvid>, JwtFault>;
 
 /// Why there is no token.
@@ -45,8 +48,10 @@ pub struct JwtRequest {
 /// All requests that are not answered yet.
 #[derive(Default)]
 pub(in crate::cache) struct Requests {
-    /// Not taken by anybody yet.
+    /// Not taken by anybody yet. Who waited may have hung up meanwhile.
     queue: VecDeque<JwtRequest>,
+    /// The length at which the queue is swept; twice what the last sweep left, so that sweeps cost little.
+    sweep_at: usize,
     /// What others may wait for too.
     shared: HashMap<Shared, watch::Receiver<Option<Answer>>>,
 }
@@ -87,7 +92,7 @@ impl Cache {
     /// Waits for somebody to ask for a token that is not held. For one waiter.
     pub async fn next_jwt_request(&self) -> JwtRequest {
         loop {
-            if let Some(request) = self.state().jwt_requests.queue.pop_front() {
+            if let Some(request) = self.state().jwt_requests.pop() {
                 return request;
             }
             self.shared.jwt_requested.notified().await;
@@ -132,7 +137,7 @@ impl Cache {
         if !is_unique {
             state.jwt_requests.shared.insert(Shared::new(key.clone(), entry), receiver.clone());
         }
-        state.jwt_requests.queue.push_back(JwtRequest {
+        state.jwt_requests.push(JwtRequest {
             entry: entry.clone(),
             audience: audience.to_vec(),
             key: key.clone(),
@@ -142,6 +147,50 @@ impl Cache {
         drop(state);
         self.shared.jwt_requested.notify_one();
         receiver
+    }
+}
+
+impl Requests {
+    /// A workload may call and hang up as fast as it likes: what nobody waits for does not pile up.
+    fn push(&mut self, request: JwtRequest) {
+        if self.queue.len() >= self.sweep_at.max(SWEPT_FROM) {
+            let shared = &mut self.shared;
+            self.queue.retain(|request| {
+                let is_waited_for = !request.is_abandoned();
+                if !is_waited_for {
+                    request.forget(shared);
+                }
+                is_waited_for
+            });
+            self.sweep_at = self.queue.len() * 2;
+        }
+        self.queue.push_back(request);
+    }
+
+    /// The oldest that somebody waits for.
+    fn pop(&mut self) -> Option<JwtRequest> {
+        while let Some(request) = self.queue.pop_front() {
+            if !request.is_abandoned() {
+                return Some(request);
+            }
+            request.forget(&mut self.shared);
+        }
+        None
+    }
+}
+
+impl JwtRequest {
+    /// Whether all who waited have hung up. Nobody is added to them without the lock on all requests.
+    fn is_abandoned(&self) -> bool {
+        // One receiver of those that are shared is kept for those who come.
+        self.answer.receiver_count() <= usize::from(!self.is_unique)
+    }
+
+    /// Nobody is to join this one any more.
+    fn forget(&self, shared: &mut HashMap<Shared, watch::Receiver<Option<Answer>>>) {
+        if !self.is_unique {
+            shared.remove(&Shared::new(self.key.clone(), &self.entry));
+        }
     }
 }
 
@@ -397,6 +446,37 @@ mod tests {
         assert_eq!(fixture.cache.stats().jwt_svids, 1);
         fixture.cache.apply(EntryUpdate { deleted: vec!["e".to_owned()], ..EntryUpdate::default() });
         assert_eq!(fixture.cache.stats().jwt_svids, 0, "gone");
+    }
+
+    /// What a workload asks for and does not wait for is neither kept nor asked for.
+    #[tokio::test(start_paused = true)]
+    async fn callers_who_hang_up_leave_nothing_behind() {
+        use futures::FutureExt as _;
+        let fixture = Fixture::new();
+        let ask = |name: String| {
+            let mine = selectors(&["test:me".to_owned()]);
+            let audience = vec![name];
+            let cache = fixture.cache.clone();
+            async move {
+                let identity = cache.jwt_identities(&mine, &audience).unwrap().remove(0);
+                cache.fetch_jwt(&identity, &audience).await
+            }
+        };
+        let mut stays = Box::pin(ask("stays".to_owned()));
+        assert!(stays.as_mut().now_or_never().is_none());
+        for call in 0..10_000 {
+            assert!(ask(format!("{call}")).now_or_never().is_none());
+            let held = fixture.cache.state().jwt_requests.queue.len();
+            assert!(held <= SWEPT_FROM, "{held}");
+            assert!(fixture.cache.state().jwt_requests.shared.len() <= SWEPT_FROM);
+        }
+        let request = fixture.cache.next_jwt_request().await;
+        assert_eq!(request.audience, ["stays"]);
+        fixture.cache.answer_jwt(request, Ok(signed("one", now())));
+        assert_eq!(stays.await.unwrap().token, "one");
+        assert!(fixture.cache.next_jwt_request().now_or_never().is_none());
+        let state = fixture.cache.state();
+        assert_eq!((state.jwt_requests.queue.len(), state.jwt_requests.shared.len()), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]
