@@ -5,20 +5,24 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Accepted, Incoming, Io, Origin};
+use super::{Accepted, Incoming, Io, Newest, Origin};
 use crate::clock::Clock;
 
 /// How long a balancer may take for the header.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Connections whose header is awaited. Others are accepted when one of them is through.
+/// Connections whose header is awaited; a further one ends the oldest.
 const AWAITED: usize = 1024;
+/// Connections that wait to be served.
+const READY_QUEUE: usize = 64;
 
 const V1: &[u8] = b"PROXY ";
 const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -80,33 +84,58 @@ impl Network {
 
 /// Connections from `trusted` networks have the origin that their header names, if they begin with one. A header from
 /// elsewhere is left where it is: no protocol behind this understands it, and the connection ends.
+///
+/// Must be called within a tokio runtime. Accepting ends when the returned stream is dropped.
 pub fn proxied(incoming: Incoming, trusted: Vec<Network>, clock: Clock) -> Incoming {
-    let trusted: Arc<[Network]> = trusted.into();
-    incoming
-        .map(move |accepted| {
-            let (trusted, clock) = (Arc::clone(&trusted), clock.clone());
-            async move {
-                let accepted = match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => return Some(Err(error)),
-                };
-                let Origin::Tcp(balancer) = accepted.origin else { return Some(Ok(accepted)) };
-                if !trusted.iter().any(|network| network.contains(balancer.ip())) {
-                    return Some(Ok(accepted));
+    let (ready, connections) = mpsc::channel(READY_QUEUE);
+    tokio::spawn(accept_loop(incoming, trusted, clock, ready));
+    ReceiverStream::new(connections).boxed()
+}
+
+type Ready = mpsc::Sender<io::Result<Accepted>>;
+
+async fn accept_loop(mut incoming: Incoming, trusted: Vec<Network>, clock: Clock, ready: Ready) {
+    // Dropping the set ends the waiting with the loop.
+    let mut awaited = JoinSet::new();
+    let mut newest = Newest::new(AWAITED);
+    loop {
+        let accepted = tokio::select! {
+            () = ready.closed() => return,
+            Some(_) = awaited.join_next() => continue,
+            next = incoming.next() => match next {
+                Some(accepted) => accepted,
+                None => break,
+            },
+        };
+        match accepted {
+            Ok(Accepted { io, origin: Origin::Tcp(balancer) })
+                if trusted.iter().any(|network| network.contains(balancer.ip())) =>
+            {
+                let accepted = Accepted { io, origin: Origin::Tcp(balancer) };
+                let task = awaited.spawn(wait(accepted, balancer, clock.clone(), ready.clone()));
+                if newest.admit(task) {
+                    tracing::debug!(limit = AWAITED, "Too many PROXY headers are awaited; ended the oldest");
                 }
-                match clock.timeout(PATIENCE, unwrap(accepted)).await {
-                    Ok(Ok(accepted)) => return Some(Ok(accepted)),
-                    Ok(Err(error)) => {
-                        tracing::debug!(address = %balancer, %error, "PROXY header cannot be used");
-                    }
-                    Err(error) => tracing::debug!(address = %balancer, %error, "PROXY header did not come"),
-                }
-                None
             }
-        })
-        .buffer_unordered(AWAITED)
-        .filter_map(std::future::ready)
-        .boxed()
+            // Sending fails only when nobody serves any more.
+            direct => {
+                if ready.send(direct).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+    while awaited.join_next().await.is_some() {}
+}
+
+async fn wait(accepted: Accepted, balancer: SocketAddr, clock: Clock, ready: Ready) {
+    match clock.timeout(PATIENCE, unwrap(accepted)).await {
+        Ok(Ok(accepted)) => {
+            let _ = ready.send(Ok(accepted)).await;
+        }
+        Ok(Err(error)) => tracing::debug!(address = %balancer, %error, "PROXY header cannot be used"),
+        Err(error) => tracing::debug!(address = %balancer, %error, "PROXY header did not come"),
+    }
 }
 
 /// Reads the header, if there is one, and not more than what came with it.
@@ -390,5 +419,24 @@ mod tests {
         assert_eq!(clock.monotonic(), Duration::ZERO);
         assert!(through.next().await.is_none());
         assert!(clock.monotonic() >= PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_say_nothing_cannot_keep_others_out() {
+        let from = |port: u16| Origin::Tcp(SocketAddr::from(([10, 1, 1, 1], port)));
+        let (mut silent, mut incoming) = (Vec::new(), Vec::new());
+        for _ in 0..AWAITED {
+            let (client, server) = tokio::io::duplex(10);
+            silent.push(client);
+            incoming.push(Ok(Accepted::new(server, from(5))));
+        }
+        let (mut client, server) = tokio::io::duplex(1000);
+        client.write_all(b"hello").await.unwrap();
+        incoming.push(Ok(Accepted::new(server, from(6))));
+        let clock = Clock::paused(std::time::UNIX_EPOCH);
+        let incoming = futures::stream::iter(incoming).boxed();
+        let mut through = proxied(incoming, vec!["10.0.0.0/8".parse().unwrap()], clock.clone());
+        assert_eq!(through.next().await.unwrap().unwrap().origin.to_string(), "10.1.1.1:6");
+        assert_eq!(clock.monotonic(), Duration::ZERO);
     }
 }
