@@ -5,6 +5,7 @@
 
 mod secrets;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use finial_identity::selector::Selector;
@@ -284,5 +285,6 @@ fn has_same_secrets(a: &View, b: &View) -> bool {
 
 /// Whether other names are asked for than before. Their order does not matter.
 fn is_other_list(before: &[String], after: &[String]) -> bool {
-    before.len() != after.len() || after.iter().any(|name| !before.contains(name))
+    let known: HashSet<&String> = before.iter().collect();
+    before.len() != after.len() || after.iter().any(|name| !known.contains(name))
 }
