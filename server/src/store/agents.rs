@@ -94,7 +94,8 @@ impl Agents<'_> {
         first_use_only: bool,
     ) -> Result<Recorded, StoreError> {
         self.store
-            .counted(&["node.create", "node.selectors.set"]).write(move |sql| {
+            .counted(&["node.create", "node.selectors.set"])
+            .write(move |sql| {
                 let id = node.spiffe_id.as_str();
                 let present = sql.row(
                     "SELECT id, COALESCE(serial_number, '') = '', spiffe_id FROM attested_node_entries \

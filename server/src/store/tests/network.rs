@@ -412,6 +412,20 @@ async fn an_agent_is_not_taken_for_one_whose_id_differs_in_case() {
     assert_eq!(store.agents().get(&id("/spire/agent/X")).await.unwrap(), Some(node("/spire/agent/X")));
 }
 
+/// MySQL servers that are not strict cut off what does not fit, and only warn.
+#[tokio::test(start_paused = true)]
+async fn what_does_not_fit_its_column_is_refused_and_not_cut_off() {
+    let Some(fresh) = Fresh::mysql() else { return };
+    let database = Database::new(fresh).await;
+    let mut settings = database.settings();
+    settings.database.connection_string += "&sql_mode=%27%27";
+    let store = Store::open(settings).await.unwrap();
+    let long = format!("/spire/agent/{}", "x".repeat(255));
+    let refused = store.agents().record_attestation(node(&long), false).await.unwrap_err();
+    assert!(refused.to_string().contains("Data too long"), "{refused}");
+    assert_eq!(store.agents().count(&Default::default()).await.unwrap(), 0);
+}
+
 /// Real time: a notification comes when it comes.
 #[tokio::test]
 async fn a_committed_change_is_told_to_other_servers() {

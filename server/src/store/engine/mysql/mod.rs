@@ -31,6 +31,8 @@ pub(super) async fn connect(options: &Options) -> Result<MySqlConnection, StoreE
     for (name, value) in &options.variables {
         script.push_str(&format!("; SET SESSION {name} = {value}"));
     }
+    // Whatever the server is set to: a text that is cut off to fit its column may be somebody else's ID.
+    script.push_str("; SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')");
     connection.execute(sqlx::raw_sql(AssertSqlSafe(script))).await.map_err(at_place)?;
     Ok(connection)
 }
