@@ -15,7 +15,7 @@ use finial_identity::selector::Selector;
 use regex::Regex;
 use serde_json::json;
 
-use self::fetch::{NoAnswer, fetch};
+use self::fetch::{Fetcher, NoAnswer};
 use super::{AttestorFault, Code, Evidence, Exchange, Host, NodeAttestor};
 
 pub const NAME: &str = "http_challenge";
@@ -27,6 +27,7 @@ const MOST_NAME_BYTES: usize = 32;
 /// The attestor.
 pub struct HttpChallenge {
     host: Host,
+    fetcher: Fetcher,
     /// Empty: every name is allowed.
     allowed: Vec<Regex>,
     required_port: Option<i64>,
@@ -67,6 +68,7 @@ pub fn make(section: Section, host: &Host) -> Result<Arc<dyn NodeAttestor>, Sett
     section.finish()?;
     Ok(Arc::new(HttpChallenge {
         host: host.clone(),
+        fetcher: Fetcher::new(host.clock.clone()),
         allowed,
         required_port,
         allow_non_root_ports: non_root_ports.unwrap_or(true),
@@ -144,7 +146,7 @@ impl HttpChallenge {
             });
         }
         let path = format!("/.well-known/spiffe/nodeattestor/http_challenge/{agent_name}/challenge");
-        let answer = fetch(&self.host.clock, hostname, port, &path).await;
+        let answer = self.fetcher.fetch(hostname, port, &path).await;
         let answer = answer.map_err(|error| {
             tracing::warn!(%error, hostname, port, "Cannot ask the web server of an agent");
             match error {
