@@ -256,7 +256,9 @@ fn plugins_are_counted_and_named() {
             format!(
                 "{memory}\nDataStore \"sql\" {{ plugin_data {{ database_type = \"postgres\" connection_string = \"x\" }} }}"
             ),
-            Some("connection_string: datastore-sql: connection_string: missing \"=\" after \"x\""),
+            Some(
+                "connection_string: datastore-sql: connection_string: missing \"=\" in connection info string; put values with spaces into '…'",
+            ),
         ),
         (
             format!(

@@ -150,8 +150,9 @@ fn locate(
             let (host, port) = match address.rsplit_once(':') {
                 // A colon inside of brackets belongs to an address.
                 Some((host, port)) if !port.contains(']') => {
-                    let port =
-                        port.parse::<u16>().map_err(|_| format!("not a number of a port: {port:?}"))?;
+                    let port = port
+                        .parse::<u16>()
+                        .map_err(|_| "the address does not end in a number of a port".to_owned())?;
                     (host, port)
                 }
                 _ => (address, PORT),
@@ -164,7 +165,8 @@ fn locate(
             let path = if address.is_empty() { "/tmp/mysql.sock" } else { address };
             Ok((connect.socket(path), path.to_owned(), None))
         }
-        other => Err(format!("network {other:?} is not built; use tcp or unix")),
+        // Not named: without an "@" in front it would be user and password.
+        _ => Err("the network is neither tcp nor unix; write user:password@tcp(host:port)/name".to_owned()),
     }
 }
 
@@ -288,8 +290,11 @@ mod tests {
             ("me:hush@tcp(db)/x?parseTime=false", "missing parseTime=true"),
             ("me:hush@tcp(db", "missing the slash"),
             ("me:hush@tcp(db/x?parseTime=true", "missing closing brace"),
-            ("me:hush@tcp(db:x)/x?parseTime=true", "not a number of a port"),
-            ("me:hush@pipe(db)/x?parseTime=true", "network \"pipe\" is not built"),
+            ("me:hush@tcp(db:x)/x?parseTime=true", "a number of a port"),
+            ("me:hush@pipe(db)/x?parseTime=true", "neither tcp nor unix"),
+            ("me:hush(db)/x?parseTime=true", "neither tcp nor unix"),
+            ("me:x@hush(db)/x?parseTime=true", "neither tcp nor unix"),
+            ("me:x@tcp(db:hush)/x?parseTime=true", "a number of a port"),
             ("me:hush@tcp(db)/x?parseTime=true&tls=own", "unknown config name"),
             ("me:hush@tcp(db)/x?parseTime=true&loc=Local", "only UTC"),
             ("me:hush@tcp(db)/x?parseTime=true&a;b=1", "not a name of a system variable"),

@@ -243,7 +243,10 @@ fn hosts(
     let ports = port.unwrap_or_default();
     let ports = ports.split(',').map(|port| match port.trim() {
         "" => Ok(PORT),
-        port => port.parse::<u16>().map_err(|_| format!("port is not a number of a port: {port:?}")),
+        port => port.parse::<u16>().map_err(|_| {
+            // Of a URL with a bare "/" in its password this would be a part of that.
+            "port is not a number of a port; in a URL, write \"/\" in a password as %2F".to_owned()
+        }),
     });
     let ports = ports.collect::<Result<Vec<_>, _>>()?;
     if ports.len() > 1 && ports.len() != names.len() {
@@ -277,7 +280,8 @@ fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
         }
         while characters.next_if(|c| c.is_whitespace()).is_some() {}
         if characters.next() != Some('=') {
-            return Err(format!("missing \"=\" after {key:?} in connection info string"));
+            // What stands there may be the end of a password with a space.
+            return Err("missing \"=\" in connection info string; put values with spaces into '…'".to_owned());
         }
         while characters.next_if(|c| c.is_whitespace()).is_some() {}
         let quoted = characters.next_if_eq(&'\'').is_some();
@@ -301,8 +305,15 @@ fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
 fn url_pairs(text: &str) -> Result<Vec<(String, String)>, String> {
     let wrong = |what: &str| format!("the URL has a wrong {what}");
     let (_, rest) = text.split_once("://").ok_or_else(|| wrong("scheme"))?;
+    let whole = rest;
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    if whole.contains('@') && !authority.contains('@') {
+        // What looks like host and port is a user and the beginning of a password.
+        return Err(
+            "the URL has an \"@\" behind the host; write \"/\" in a password as %2F, \"?\" as %3F".to_owned()
+        );
+    }
     let (user, place) = match authority.rsplit_once('@') {
         Some((user, place)) => (Some(user), place),
         None => (None, authority),
@@ -351,7 +362,7 @@ mod tests {
     fn pairs_are_read_as_libpq_reads_them() {
         assert_eq!(
             pairs(r"  user = me password='it''  x=a\ b y='\'\\' z=").unwrap_err(),
-            "missing \"=\" after \"''\" in connection info string".replace("''", "'")
+            "missing \"=\" in connection info string; put values with spaces into '…'"
         );
         let found = pairs(r"user = me  password='with space' x=a\ b y='\'\\' z=").unwrap();
         let expected = [("user", "me"), ("password", "with space"), ("x", "a b"), ("y", r"'\"), ("z", "")];
@@ -432,6 +443,17 @@ mod tests {
             let error = parse(&format!("{text} password=hush")).err().unwrap();
             assert!(error.contains(reason), "{text}: {error}");
             assert!(!error.contains("hush"), "{error}");
+        }
+        // Passwords that were not quoted as they have to be.
+        for text in [
+            "password=my hush host=a",
+            "postgres://me:hush/x@db.test/spire",
+            "postgres://me:77/hush@db.test/spire",
+            "postgres://me:7?hush@db.test/spire",
+            "postgres://db.test:hush/spire",
+        ] {
+            let error = parse(text).err().unwrap();
+            assert!(!error.contains("hush") && !error.contains("77"), "{text}: {error}");
         }
     }
 }
