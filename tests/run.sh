@@ -56,6 +56,8 @@ install_peers() {
   else
     missing "java client" "maven or java is not installed"
   fi
+  need haproxy haproxy || missing "haproxy" "the haproxy command is not installed"
+  need curl curl || missing "curl" "the curl command is not installed"
   need openssl openssl || missing "openssl" "the openssl command is not installed"
 }
 

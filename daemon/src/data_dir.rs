@@ -63,11 +63,8 @@ pub fn restrict_umask() {
     let minimum = Mode::from_bits_truncate(UMASK);
     let before = umask(minimum);
     if !before.contains(minimum) {
-        tracing::warn!(
-            current_umask = format!("{before:#05o}"),
-            new_umask = format!("{:#05o}", before | minimum),
-            "Current umask is too permissive; setting umask"
-        );
+        let after = (before | minimum).bits();
+        tracing::warn!("Current umask {:04o} is too permissive; setting umask {after:04o}", before.bits());
     }
     umask(before | minimum);
 }

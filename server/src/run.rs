@@ -13,7 +13,7 @@ use finial_daemon::listen::{self, SocketMode};
 use finial_daemon::memory::share_heaps;
 use finial_daemon::metrics::{Metrics, MetricsError, Program, SpiffeTls};
 use finial_daemon::run::{raise_open_files, signals};
-use finial_daemon::settings::{Notice, SettingsError};
+use finial_daemon::settings::{Notice, SettingsError, plugins};
 use finial_daemon::telemetry::{self, LogHandle, TelemetryError};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -166,6 +166,8 @@ async fn start(
     tracing::info!(
         data_dir = %settings.data_dir.display(),
         trust_domain_id = %settings.trust_domain.id(),
+        admin_ids = ?settings.admin_ids.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        launch_log_level = %settings.log.level,
         version = env!("CARGO_PKG_VERSION"),
         "Configured"
     );
@@ -182,7 +184,9 @@ async fn start(
         }
     };
     let around = Surroundings { clock, api, admin, log, metrics };
+    let stanzas: Vec<_> = settings.plugins.stanzas.clone();
     let built = build(settings, around).await?;
+    plugins::log_loaded(&stanzas);
     let subsystem_name = "endpoints";
     tracing::info!(%address, network = "tcp", subsystem_name, "Starting Server APIs");
     let address = socket_path.display();

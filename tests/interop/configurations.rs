@@ -19,7 +19,7 @@ const fn fault(
     Fault { change, line, said }
 }
 
-const OF_SERVER: [Fault; 17] = [
+const OF_SERVER: [Fault; 16] = [
     fault(
         ("bind_address =", "bind_adress ="),
         Some("bind_adress"),
@@ -47,11 +47,6 @@ const OF_SERVER: [Fault; 17] = [
         &["trust_domain", "lowercase"],
     ),
     fault(("trust_domain =", "# trust_domain ="), None, &["trust_domain must be configured"]),
-    fault(
-        ("log_level =", "experimental { chache_reload_interval = \"1s\" }\n    log_level ="),
-        Some("chache"),
-        &["chache_reload_interval", "did you mean \"cache_reload_interval\"?"],
-    ),
     fault(
         ("log_level =", "federation { bundle_endpoint { port = 8443 } }\n    log_level ="),
         Some("8443"),

@@ -6,6 +6,8 @@
 mod clients;
 mod configurations;
 mod envoy;
+mod haproxy;
+mod metrics;
 mod openssl;
 mod processes;
 mod socket;

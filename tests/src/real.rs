@@ -22,6 +22,10 @@ pub struct Programs {
     server: Option<Child>,
     agent: Option<Child>,
     server_plugins: String,
+    /// Further keys of the server's block `server`.
+    pub server_keys: String,
+    /// Where the agent finds the server, if not at its own port.
+    pub agent_dials: Option<u16>,
 }
 
 impl Programs {
@@ -30,7 +34,15 @@ impl Programs {
         let folder = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
         let server_plugins = server_plugins(folder.path());
-        Programs { folder, port, server: None, agent: None, server_plugins }
+        Programs {
+            folder,
+            port,
+            server: None,
+            agent: None,
+            server_plugins,
+            server_keys: String::new(),
+            agent_dials: None,
+        }
     }
 
     /// A server and an agent that is attested, with a self-signed CA.
@@ -161,7 +173,7 @@ impl Programs {
     /// What the server needs to be started by a reference program on the same files.
     pub fn server_configuration(&self) -> String {
         let folder = self.folder.path().display();
-        let (port, plugins) = (self.port, &self.server_plugins);
+        let (port, plugins, keys) = (self.port, &self.server_plugins, &self.server_keys);
         format!(
             r#"
 server {{
@@ -171,6 +183,7 @@ server {{
     socket_path = "{folder}/server.sock"
     data_dir = "{folder}"
     log_level = "DEBUG"
+    {keys}
 }}
 plugins {{
     DataStore "sql" {{
@@ -194,7 +207,7 @@ plugins {{
     /// What the agent is started with, without a token.
     pub fn agent_configuration(&self) -> String {
         let folder = self.folder.path().display();
-        let port = self.port;
+        let port = self.agent_dials.unwrap_or(self.port);
         std::fs::create_dir_all(self.path("agent")).unwrap();
         format!(
             r#"

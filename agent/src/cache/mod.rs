@@ -163,7 +163,14 @@ impl Cache {
     /// Takes over the bundles: the own trust domain's, and those of others by trust domain. Bundles that are not
     /// given are gone.
     pub fn set_bundles(&self, own: Arc<Bundle>, federated: BTreeMap<TrustDomain, Arc<Bundle>>) {
-        self.change(|state, now| state.set_bundles(own, federated, now));
+        let dropped = self.change(|state, now| state.set_bundles(own, federated, now));
+        if dropped > 0 {
+            self.shared
+                .metrics
+                .call(&["cache_manager", "workload", "process_tainted_jwt_svids"])
+                .done(metrics::OK);
+            self.shared.metrics.sample(&["cache_manager", "tainted_jwt_svids", "workload"], dropped as f64);
+        }
     }
 
     /// Takes over one SVID. See [`Cache::install_all`].

@@ -114,13 +114,15 @@ impl State {
         own: Arc<Bundle>,
         federated: BTreeMap<TrustDomain, Arc<Bundle>>,
         now: SystemTime,
-    ) {
+    ) -> usize {
         let before = self.bundles.own.clone();
+        let mut dropped = 0;
         if self.bundles.replace(own, federated) {
-            self.drop_untrusted_jwts(before.as_deref());
+            dropped = self.drop_untrusted_jwts(before.as_deref());
             self.all_bundles.send_replace(self.bundles.all().cloned().collect());
             self.refresh_all(now);
         }
+        dropped
     }
 
     pub(super) fn jwt_identities(
@@ -409,8 +411,9 @@ impl State {
 
     /// Drops the tokens of authorities that are tainted, and of those that are in the bundle no more. One that is not in
     /// it yet signed with a key that the server has just made.
-    fn drop_untrusted_jwts(&mut self, before: Option<&TrustBundle>) {
-        let Some(now) = self.bundles.own.clone() else { return };
+    fn drop_untrusted_jwts(&mut self, before: Option<&TrustBundle>) -> usize {
+        let Some(now) = self.bundles.own.clone() else { return 0 };
+        let mut all = 0;
         let is_revoked = |key_id: &str| {
             before.is_some_and(|before| before.source.jwt_authority(key_id).is_some())
                 && now.source.jwt_authority(key_id).is_none()
@@ -418,12 +421,14 @@ impl State {
         let is_tainted = |key_id: &str| now.source.jwt_authority(key_id).is_some_and(|key| key.tainted);
         let dropped = self.jwt_svids.drop_signed_by(|key_id| is_tainted(key_id) || is_revoked(key_id));
         for (key_id, count) in dropped {
+            all += count;
             tracing::info!(
                 jwt_authority_key_ids = key_id,
                 tainted_jwt_svids = count,
                 "JWT-SVIDs were removed from the JWT cache because they were issued by a tainted authority"
             );
         }
+        all
     }
 
     /// Counts a use of all SVIDs that match these selectors.

@@ -327,7 +327,7 @@ impl Keeper {
         if svid.public_key_der() != key.public_key_der() {
             return Err(AttestError::ForeignKey.into());
         }
-        tracing::info!(spiffe_id = %svid.id(), "Agent SVID renewed");
+        tracing::info!(spiffe_id = %svid.id(), "Successfully rotated agent SVID");
         self.take(svid, key, false).await
     }
 

@@ -261,7 +261,7 @@ impl Entries {
         }
         let cache = self.cache.clone();
         match tokio::task::spawn_blocking(move || cache.taint(&tainted)).await {
-            Ok(count) => tracing::info!(count, "X.509 authorities were tainted; their SVIDs are replaced"),
+            Ok(count) => tracing::info!(tainted_x509_svids = count, "Tainted X.509 SVIDs"),
             Err(error) => tracing::error!(%error, "Could not look for SVIDs of tainted authorities"),
         }
     }

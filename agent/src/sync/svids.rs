@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
+use finial_daemon::argv::text;
 use finial_daemon::backoff::Backoff;
-use finial_daemon::clock::Clock;
+use finial_daemon::clock::{Clock, unix_seconds};
 use finial_daemon::keys::{KeyError, KeyType, WorkloadKey, spire_subject};
 use finial_daemon::metrics::Metrics;
 use tokio::sync::mpsc;
@@ -116,6 +117,16 @@ impl Svids {
     }
 
     async fn ask(&self, wanted: Vec<Wanted>) -> Result<Round, CallError> {
+        for Wanted { entry, expires_at, .. } in &wanted {
+            let (entry_id, spiffe_id) = (&entry.id, &entry.spiffe_id);
+            match expires_at {
+                None => tracing::info!(entry_id, %spiffe_id, "Creating X509-SVID"),
+                Some(at) => {
+                    let expires_at = text::rfc3339(unix_seconds(*at));
+                    tracing::info!(entry_id, %spiffe_id, expires_at, "Renewing X509-SVID");
+                }
+            }
+        }
         let key_type = self.key_type;
         let make =
             move || wanted.into_iter().map(|wanted| request(wanted, key_type)).collect::<Result<Vec<_>, _>>();

@@ -6,10 +6,13 @@ use std::pin::Pin;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use finial_daemon::metrics::{Call, Metrics};
+use bytes::Bytes;
+use finial_daemon::metrics::{Call, Metrics, rpc};
 use http::{Request, Response};
+use hyper::body::{Frame, SizeHint};
 use tonic::body::Body;
 use tower::{Layer, Service};
+use tracing::Instrument;
 
 use super::caller::Caller;
 
@@ -92,6 +95,34 @@ impl<S> Layer<S> for CountCalls {
     }
 }
 
+/// An answer that is made while it is sent: a stream's lines are about its call too.
+struct InSpan {
+    body: Body,
+    span: tracing::Span,
+}
+
+impl hyper::body::Body for InSpan {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        let InSpan { body, span } = &mut *self;
+        let _entered = span.enter();
+        Pin::new(body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 #[derive(Clone)]
 pub(crate) struct Counted<S> {
     service: S,
@@ -125,9 +156,13 @@ where
             }
             call => call.map(|call| (call, self.calls.opened(path))),
         };
-        let answer = self.service.call(request);
+        // What SPIRE's agent says of the call in each line about it.
+        let (service, method) = rpc::names(path);
+        let pid = caller.map(Caller::pid);
+        let span = tracing::error_span!("call", subsystem_name = "endpoints", service, method, pid);
+        let answer = self.service.call(request).instrument(span.clone());
         Box::pin(async move {
-            let response = answer.await?;
+            let response = answer.await?.map(|body| Body::new(InSpan { body, span }));
             Ok(match counted {
                 Some((call, open)) => call.until_answered(response, open),
                 None => response,

@@ -21,6 +21,12 @@ pub fn words(path: &str) -> Vec<Cow<'static, str>> {
     short(service).split('.').chain([method]).map(|word| Cow::Owned(snake(word))).collect()
 }
 
+/// The names by which a method is logged: `/SpiffeWorkloadAPI/FetchX509SVID` is method `FetchX509SVID` of `WorkloadAPI`.
+pub fn names(path: &str) -> (&str, &str) {
+    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
+    (short(service), method)
+}
+
 impl Metrics {
     /// Begins to count a call of a method, if anybody listens.
     pub fn rpc(&self, path: &str) -> Option<Call> {

@@ -73,7 +73,11 @@ impl MetricsSettings {
             allowed_labels: section.list("AllowedLabels"),
             blocked_labels: section.list("BlockedLabels").unwrap_or_default(),
         };
-        if !section.blocks("M3").is_empty() {
+        let m3 = section.blocks("M3");
+        for sink in &m3 {
+            sink.allow_unknown();
+        }
+        if !m3.is_empty() {
             section.problem("M3", NO_M3);
         }
         section.warn_of_unknown(warnings);

@@ -46,6 +46,19 @@ impl PluginStanza {
     }
 }
 
+/// Says which plugins are in use, a line each.
+pub fn log_loaded(stanzas: &[PluginStanza]) {
+    for stanza in stanzas.iter().filter(|stanza| stanza.enabled) {
+        tracing::info!(
+            external = stanza.cmd.is_some(),
+            plugin_name = stanza.name,
+            plugin_type = stanza.kind,
+            subsystem_name = "catalog",
+            "Plugin loaded"
+        );
+    }
+}
+
 /// The stanzas of a `plugins` block in the order they were written, disabled ones included.
 ///
 /// `file` is the top of the configuration file. Refuses a missing `plugins` block, the same kind and name

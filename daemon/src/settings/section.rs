@@ -82,10 +82,11 @@ impl Section {
             let key = item.name();
             if !visited.known.contains_key(key) {
                 let (file, line) = (&self.block.file, item.at().line);
-                warnings.push(Notice::Warning(format!(
-                    "{file}:{line}: unknown key {key:?}{} has no effect",
-                    self.place()
-                )));
+                let mut text = format!("{file}:{line}: unknown key {key:?}{} has no effect", self.place());
+                if let Some(near) = nearest(key, visited.known.keys()) {
+                    text.push_str(&format!("; did you mean {near:?}?"));
+                }
+                warnings.push(Notice::Warning(text));
             }
         }
     }

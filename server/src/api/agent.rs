@@ -152,6 +152,7 @@ impl Agent for Agents {
         let work = async move {
             let mut subject = Subject::default();
             let ended = service.attest(&call, requests, &answers, &mut subject).await;
+            let ended = ended.map_err(|refusal| refusal.about(&subject));
             call.audit_stream(&ended, || subject);
             if let Err(refusal) = ended {
                 // Fails when the agent is gone.
@@ -305,6 +306,7 @@ impl Agents {
         tracing::info!(
             agent_id = %attested.agent_id(),
             node_attestor_type = params.data.kind,
+            address = call.granted.caller().address().map(tracing::field::display),
             "Agent attestation request completed"
         );
         let result = wire::attest_agent_response::Result {

@@ -167,7 +167,10 @@ impl Bundle for Bundles {
         let wire::BatchCreateFederatedBundleRequest { bundle, output_mask } = request.into_inner();
         let mut results = Vec::with_capacity(bundle.len());
         for one in &bundle {
-            let (status, bundle) = outcome(self.create(one).await, output_mask.as_ref());
+            let (status, bundle) = outcome(
+                self.create(one).await.map_err(|refusal| refusal.about(&bundle_subject(one, None))),
+                output_mask.as_ref(),
+            );
             call.audit_item(&status, || bundle_subject(one, None));
             results
                 .push(wire::batch_create_federated_bundle_response::Result { status: Some(status), bundle });
@@ -186,6 +189,7 @@ impl Bundle for Bundles {
         let mut results = Vec::with_capacity(bundle.len());
         for one in &bundle {
             let updated = self.update(one, input_mask.as_ref()).await;
+            let updated = updated.map_err(|refusal| refusal.about(&bundle_subject(one, input_mask.as_ref())));
             let (status, bundle) = outcome(updated, output_mask.as_ref());
             call.audit_item(&status, || bundle_subject(one, input_mask.as_ref()));
             results
@@ -203,7 +207,10 @@ impl Bundle for Bundles {
         let wire::BatchSetFederatedBundleRequest { bundle, output_mask } = request.into_inner();
         let mut results = Vec::with_capacity(bundle.len());
         for one in &bundle {
-            let (status, bundle) = outcome(self.set(one).await, output_mask.as_ref());
+            let (status, bundle) = outcome(
+                self.set(one).await.map_err(|refusal| refusal.about(&bundle_subject(one, None))),
+                output_mask.as_ref(),
+            );
             call.audit_item(&status, || bundle_subject(one, None));
             results.push(wire::batch_set_federated_bundle_response::Result { status: Some(status), bundle });
         }
@@ -227,7 +234,7 @@ impl Bundle for Bundles {
         for trust_domain in trust_domains {
             let status = match self.delete(&trust_domain, mode).await {
                 Ok(()) => status::ok(),
-                Err(refusal) => refusal.into(),
+                Err(refusal) => refusal.about(&about(&trust_domain)).into(),
             };
             call.audit_item(&status, || {
                 let mut subject = about(&trust_domain);

@@ -104,7 +104,7 @@ impl Entry for Entries {
         let mut results = Vec::with_capacity(entries.len());
         for entry in entries {
             let subject = entry_subject(&entry, None);
-            let (status, entry) = match self.create(entry).await {
+            let (status, entry) = match self.create(entry).await.map_err(|refusal| refusal.about(&subject)) {
                 Ok((status, entry)) => (status, Some(convert::entry(&entry, output_mask.as_ref()))),
                 Err(refusal) => (refusal.into(), None),
             };
@@ -124,7 +124,11 @@ impl Entry for Entries {
         let mut results = Vec::with_capacity(entries.len());
         for entry in entries {
             let subject = entry_subject(&entry, input_mask.as_ref());
-            let (status, entry) = match self.update(entry, input_mask.as_ref()).await {
+            let (status, entry) = match self
+                .update(entry, input_mask.as_ref())
+                .await
+                .map_err(|refusal| refusal.about(&subject))
+            {
                 Ok(entry) => (status::ok(), Some(convert::entry(&entry, output_mask.as_ref()))),
                 Err(refusal) => (refusal.into(), None),
             };
@@ -142,11 +146,12 @@ impl Entry for Entries {
         let call = Call::of(&request)?;
         let mut results = Vec::new();
         for id in request.into_inner().ids {
+            let subject = || Subject { entry_id: some(&id), ..Subject::default() };
             let status = match self.delete(&id).await {
                 Ok(()) => status::ok(),
-                Err(refusal) => refusal.into(),
+                Err(refusal) => refusal.about(&subject()).into(),
             };
-            call.audit_item(&status, || Subject { entry_id: some(&id), ..Subject::default() });
+            call.audit_item(&status, subject);
             results.push(wire::batch_delete_entry_response::Result { status: Some(status), id });
         }
         self.feed.changed().await;

@@ -140,14 +140,22 @@ impl Call {
         subject: impl FnOnce() -> Subject,
         work: impl Future<Output = Result<T, Refusal>>,
     ) -> Result<tonic::Response<T>, Status> {
-        let answer = work.await;
-        if self.access.audit {
-            match &answer {
-                Ok(_) => self.write(subject(), Outcome::Success),
-                Err(refusal) => self.write(subject(), failed(refusal.code(), refusal.message())),
+        match work.await {
+            Ok(answer) => {
+                if self.access.audit {
+                    self.write(subject(), Outcome::Success);
+                }
+                Ok(tonic::Response::new(answer))
+            }
+            Err(refusal) => {
+                let subject = subject();
+                let refusal = refusal.about(&subject);
+                if self.access.audit {
+                    self.write(subject, failed(refusal.code(), refusal.message()));
+                }
+                Err(refusal.into())
             }
         }
-        answer.map(tonic::Response::new).map_err(Status::from)
     }
 
     /// One element of a batch for the audit log.

@@ -12,16 +12,19 @@ use finial_proto::spire::api::types::permission_denied_details::Reason;
 use prost::{Message, Name};
 use tonic::{Code, Status};
 
+use crate::access::audit::Subject;
 use crate::access::permit;
 use crate::store::StoreError;
 
 /// An answer other than success: to a whole call as [`Status`], to one element of a batch as [`types::Status`].
 ///
-/// Whoever makes one has it logged, with its causes, once.
+/// It is logged once, with its causes: together with what the call was about when somebody says so
+/// ([`Refusal::about`]), and alone when it has become a status before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     code: Code,
     message: String,
+    line: Line,
     /// With PERMISSION_DENIED: what an agent has to do about it.
     reason: Option<Reason>,
 }
@@ -29,31 +32,26 @@ pub struct Refusal {
 impl Refusal {
     /// INVALID_ARGUMENT with a text alone.
     pub fn invalid(text: &str) -> Refusal {
-        tracing::error!("Invalid argument: {text}");
-        Refusal::new(Code::InvalidArgument, text.to_owned())
+        Refusal::new(Code::InvalidArgument, text.to_owned(), Line::new(format!("Invalid argument: {text}")))
     }
 
     /// INVALID_ARGUMENT `text: cause`: what the caller sent was wrong, so the caller may read why.
     pub fn invalid_because(text: &str, cause: &dyn Error) -> Refusal {
         let cause = chain(cause);
-        tracing::error!(error = %cause, "Invalid argument: {text}");
-        Refusal::new(Code::InvalidArgument, format!("{text}: {cause}"))
+        let line = Line::new(format!("Invalid argument: {text}")).because(&cause);
+        Refusal::new(Code::InvalidArgument, format!("{text}: {cause}"), line)
     }
 
     /// NOT_FOUND with a text alone: the cause says nothing more.
     pub fn not_found(text: &str) -> Refusal {
-        tracing::error!("{}", Capitalised(text));
-        Refusal::new(Code::NotFound, text.to_owned())
+        Refusal::new(Code::NotFound, text.to_owned(), Line::capitalised(text))
     }
 
     /// Another code with a text alone.
     pub fn with_code(code: Code, text: &str) -> Refusal {
         match code {
             Code::InvalidArgument => Refusal::invalid(text),
-            _ => {
-                tracing::error!("{}", Capitalised(text));
-                Refusal::new(code, text.to_owned())
-            }
+            _ => Refusal::new(code, text.to_owned(), Line::capitalised(text)),
         }
     }
 
@@ -66,8 +64,7 @@ impl Refusal {
             Code::NotFound => Refusal::not_found(text),
             _ => {
                 let cause = chain(cause);
-                tracing::error!(error = %cause, "{}", Capitalised(text));
-                Refusal::new(code, format!("{text}: {cause}"))
+                Refusal::new(code, format!("{text}: {cause}"), Line::capitalised(text).because(&cause))
             }
         }
     }
@@ -75,10 +72,10 @@ impl Refusal {
     /// INTERNAL for agents and strangers: the peer reads `text`, the log has the cause. UNAVAILABLE while the database is
     /// away, which the peer may know, for it will do to try again.
     pub fn internal(text: &str, cause: &(dyn Error + 'static)) -> Refusal {
-        tracing::error!(error = %chain(cause), "{}", Capitalised(text));
+        let line = Line::capitalised(text).because(&chain(cause));
         match is_outage(cause) {
-            true => Refusal::new(Code::Unavailable, format!("{text}: the database cannot be reached")),
-            false => Refusal::new(Code::Internal, text.to_owned()),
+            true => Refusal::new(Code::Unavailable, format!("{text}: the database cannot be reached"), line),
+            false => Refusal::new(Code::Internal, text.to_owned(), line),
         }
     }
 
@@ -88,22 +85,28 @@ impl Refusal {
             Code::OutOfRange => Code::ResourceExhausted,
             code => code,
         };
-        Refusal::new(code, status.message().to_owned())
+        Refusal::new(code, status.message().to_owned(), Line::silent())
     }
 
     /// PERMISSION_DENIED with the reason that an agent acts on.
     pub fn denied(text: &str, reason: Reason) -> Refusal {
-        tracing::error!("{}", Capitalised(text));
-        Refusal { reason: Some(reason), ..Refusal::new(Code::PermissionDenied, text.to_owned()) }
+        let line = Line::capitalised(text);
+        Refusal { reason: Some(reason), ..Refusal::new(Code::PermissionDenied, text.to_owned(), line) }
     }
 
     /// CANCELLED, for a caller who went away and will not read it. Not logged: nobody has to do anything about it.
     pub fn gone() -> Refusal {
-        Refusal::new(Code::Cancelled, "the caller went away".to_owned())
+        Refusal::new(Code::Cancelled, "the caller went away".to_owned(), Line::silent())
     }
 
-    fn new(code: Code, message: String) -> Refusal {
-        Refusal { code, message, reason: None }
+    fn new(code: Code, message: String, line: Line) -> Refusal {
+        Refusal { code, message, line, reason: None }
+    }
+
+    /// Logs it with what the call, or the element of a batch, was about.
+    pub fn about(mut self, subject: &Subject) -> Refusal {
+        self.line.tell(Some(subject));
+        self
     }
 
     pub fn code(&self) -> Code {
@@ -112,6 +115,66 @@ impl Refusal {
 
     pub fn message(&self) -> &str {
         &self.message
+    }
+}
+
+/// The line in the log, which waits for somebody to say what the call was about.
+#[derive(Debug, PartialEq, Eq)]
+struct Line {
+    /// Empty when there is nothing to say, or it was said.
+    text: String,
+    error: Option<String>,
+}
+
+impl Line {
+    fn new(text: String) -> Line {
+        Line { text, error: None }
+    }
+
+    fn capitalised(text: &str) -> Line {
+        Line::new(Capitalised(text).to_string())
+    }
+
+    fn silent() -> Line {
+        Line::new(String::new())
+    }
+
+    fn because(mut self, cause: &str) -> Line {
+        self.error = Some(cause.to_owned());
+        self
+    }
+
+    fn tell(&mut self, subject: Option<&Subject>) {
+        let text = std::mem::take(&mut self.text);
+        if text.is_empty() {
+            return;
+        }
+        let nothing = Subject::default();
+        let subject = subject.unwrap_or(&nothing);
+        tracing::error!(
+            error = self.error,
+            entry_id = subject.entry_id,
+            spiffe_id = subject.spiffe_id,
+            parent_id = subject.parent_id,
+            agent_id = subject.agent_id,
+            node_attestor_type = subject.node_attestor_type,
+            trust_domain_id = subject.trust_domain_id,
+            local_authority_id = subject.local_authority_id,
+            "{text}"
+        );
+    }
+}
+
+/// A copy says nothing more: the line is of the first.
+impl Clone for Line {
+    fn clone(&self) -> Line {
+        Line::silent()
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.tell(None);
     }
 }
 

@@ -147,7 +147,15 @@ impl Svid for Svids {
         for one in params {
             let (status, svid) = match self.new_x509(&snapshot, &agent_id, &one).await {
                 Ok(svid) => (status::ok(), Some(svid)),
-                Err(refusal) => (refusal.into(), None),
+                Err(refusal) => {
+                    let entry = snapshot.entry(&one.entry_id);
+                    let subject = Subject {
+                        entry_id: Some(one.entry_id.clone()),
+                        spiffe_id: entry.map(|entry| entry.spiffe_id.to_string()),
+                        ..Subject::default()
+                    };
+                    (refusal.about(&subject).into(), None)
+                }
             };
             call.audit_item(&status, || Subject {
                 entry_id: Some(one.entry_id),

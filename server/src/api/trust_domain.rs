@@ -78,7 +78,10 @@ impl TrustDomain for TrustDomains {
             request.into_inner();
         let mut results = Vec::with_capacity(federation_relationships.len());
         for one in &federation_relationships {
-            let (status, federation_relationship) = outcome(self.create(one).await, output_mask.as_ref());
+            let (status, federation_relationship) = outcome(
+                self.create(one).await.map_err(|refusal| refusal.about(&subject(one, None))),
+                output_mask.as_ref(),
+            );
             call.audit_item(&status, || subject(one, None));
             results.push(wire::batch_create_federation_relationship_response::Result {
                 status: Some(status),
@@ -102,6 +105,7 @@ impl TrustDomain for TrustDomains {
         let mut results = Vec::with_capacity(federation_relationships.len());
         for one in &federation_relationships {
             let updated = self.update(one, input_mask.as_ref()).await;
+            let updated = updated.map_err(|refusal| refusal.about(&subject(one, input_mask.as_ref())));
             let (status, federation_relationship) = outcome(updated, output_mask.as_ref());
             call.audit_item(&status, || subject(one, input_mask.as_ref()));
             results.push(wire::batch_update_federation_relationship_response::Result {
@@ -125,6 +129,7 @@ impl TrustDomain for TrustDomains {
                 Ok(domain) => (status::ok(), domain.name().to_owned()),
                 Err(refusal) => {
                     let domain = Domain::parse(&given);
+                    let refusal = refusal.about(&about(&given));
                     (refusal.into(), domain.map_or_else(|_| given.clone(), |domain| domain.name().to_owned()))
                 }
             };

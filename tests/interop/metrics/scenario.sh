@@ -142,12 +142,13 @@ timeout 8 "$agent" run -config other.conf -dataDir "$out/other" -socketPath "$ou
 S agent evict -spiffeID "spiffe://example.org/spire/agent/join_token/$second"
 sleep "$seconds"
 S localauthority x509 show; S localauthority jwt show
-S localauthority x509 prepare; S localauthority x509 activate -authorityID none
+# Agents need to hear of a new authority before anything it signed.
+S localauthority x509 prepare; sleep 6; S localauthority x509 activate -authorityID none
 prepared=$("$server" localauthority x509 show -output json -socketPath "$out/server.sock" | python3 -c 'import json,sys; print(json.load(sys.stdin).get("prepared",{}).get("authority_id",""))')
 active=$("$server" localauthority x509 show -output json -socketPath "$out/server.sock" | python3 -c 'import json,sys; print(json.load(sys.stdin).get("active",{}).get("authority_id",""))')
 S localauthority x509 activate -authorityID "$prepared"; sleep 6
 S localauthority x509 taint -authorityID "$active"; sleep 6; S localauthority x509 revoke -authorityID "$active"
-S localauthority jwt prepare
+S localauthority jwt prepare; sleep 6
 prepared=$("$server" localauthority jwt show -output json -socketPath "$out/server.sock" | python3 -c 'import json,sys; print(json.load(sys.stdin).get("prepared",{}).get("authority_id",""))')
 active=$("$server" localauthority jwt show -output json -socketPath "$out/server.sock" | python3 -c 'import json,sys; print(json.load(sys.stdin).get("active",{}).get("authority_id",""))')
 S localauthority jwt activate -authorityID "$prepared"; sleep 6
