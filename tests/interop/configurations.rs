@@ -81,9 +81,9 @@ const OF_AGENT: [Fault; 9] = [
         &["insecure_bootstrap", "trust_bundle_path"],
     ),
     fault(
-        ("log_level =", "rebootstrap_mode = \"auto\"\n    log_level ="),
-        Some("rebootstrap_mode"),
-        &["rebootstrap_mode"],
+        ("log_level =", "availability_target = \"1h\"\n    log_level ="),
+        Some("availability_target"),
+        &["availability_target must be at least 24h0m0s"],
     ),
     fault(("directory =", "directry ="), Some("directry"), &["directry", "did you mean \"directory\"?"]),
     fault(
