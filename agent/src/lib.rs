@@ -9,6 +9,7 @@ pub mod cache;
 pub mod cli;
 pub mod own_svid;
 pub mod plugins;
+pub mod run;
 pub mod settings;
 pub mod storage;
 pub mod sync;

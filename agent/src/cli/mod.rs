@@ -4,7 +4,6 @@ mod admin;
 mod api;
 mod healthcheck;
 mod output;
-mod run;
 mod socket;
 
 use std::ffi::{OsStr, OsString};
@@ -13,6 +12,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use finial_daemon::argv;
 
+use crate::run;
 use crate::settings::Flags;
 
 use output::print;

@@ -1,6 +1,6 @@
 //! `run` and `validate`: the program around the agent.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
@@ -22,7 +22,6 @@ use rustls::sign::CertifiedKey;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::output::print;
 use crate::build::{BuildError, Built, Handles, RunError, Surroundings, build};
 use crate::own_svid::Trust;
 use crate::settings::{Flags, Settings};
@@ -36,7 +35,8 @@ const PROGRAM: &str = "finial-agent";
 /// What names of metrics begin with, unless `MetricPrefix` says otherwise.
 const METRICS_PREFIX: &str = "spire_agent";
 
-pub(super) const HELP: &str = "\
+/// The command line's help on `run` and `validate`.
+pub const HELP: &str = "\
 Flags go before what the file says. A flag that is empty, 0 or false counts as not given.
 SIGTERM and SIGINT stop the agent (exit code 0); SIGUSR2 opens the log file anew.
 
@@ -131,7 +131,8 @@ pub fn run(flags: &Flags) -> ExitCode {
 pub fn validate(flags: &Flags) -> ExitCode {
     match Settings::load(flags) {
         Ok(_) => {
-            print("SPIRE agent configuration file is valid.\n");
+            // That nobody reads it is no fault.
+            let _ = writeln!(io::stdout(), "SPIRE agent configuration file is valid.");
             ExitCode::SUCCESS
         }
         Err(error) => {
