@@ -154,22 +154,8 @@ pub enum RefusedSettings {
     NoFile(PathBuf),
     #[error(transparent)]
     File(#[from] SettingsError),
-    #[error(transparent)]
-    NodeAttestor(#[from] node_attestor::PluginRefused),
-    #[error(transparent)]
-    WorkloadAttestor(#[from] workload_attestor::PluginRefused),
-    #[error(transparent)]
-    KeyManager(#[from] key_manager::PluginRefused),
     #[error("the plugins section holds {found} {kind} plugins, and must hold {wanted}")]
     Count { kind: &'static str, found: usize, wanted: &'static str },
-    #[error(
-        "{kind} {name:?}: {kind} plugins are not built into this agent yet; remove the block, or set enabled = false"
-    )]
-    KindNotBuilt { kind: String, name: String },
-    #[error(
-        "plugin kind {0:?} is unknown; an agent has KeyManager, NodeAttestor and WorkloadAttestor plugins"
-    )]
-    UnknownKind(String),
     #[error("trust_domain must be configured")]
     NoTrustDomain,
     #[error("join token file is empty: {}; check join_token_file", .0.display())]
@@ -250,14 +236,18 @@ impl AgentBlock {
     fn with_plugins(self, stanzas: &[PluginStanza], given: &Given) -> Result<Settings, RefusedSettings> {
         let enabled: Vec<&PluginStanza> = stanzas.iter().filter(|stanza| stanza.enabled).collect();
         for stanza in &enabled {
-            match stanza.kind.as_str() {
-                "KeyManager" | "NodeAttestor" | "WorkloadAttestor" => {}
-                "SVIDStore" => {
-                    let (kind, name) = (stanza.kind.clone(), stanza.name.clone());
-                    return Err(RefusedSettings::KindNotBuilt { kind, name });
-                }
-                _ => return Err(RefusedSettings::UnknownKind(stanza.kind.clone())),
-            }
+            let PluginStanza { kind, name, .. } = stanza;
+            let text = match kind.as_str() {
+                "KeyManager" | "NodeAttestor" | "WorkloadAttestor" => continue,
+                "SVIDStore" => format!(
+                    "{kind} {name:?}: {kind} plugins are not built into this agent yet; remove the block, or set enabled = \
+                     false"
+                ),
+                _ => format!(
+                    "plugin kind {kind:?} is unknown; an agent has KeyManager, NodeAttestor and WorkloadAttestor plugins"
+                ),
+            };
+            return Err(SettingsError::at(&stanza.data.file, stanza.at, text).into());
         }
         let of_kind = |kind: &'static str| -> Vec<&PluginStanza> {
             enabled.iter().filter(|stanza| stanza.kind == kind).copied().collect()

@@ -26,7 +26,7 @@ mod tests;
 pub use duration::{DurationError, GoDuration};
 pub use expand::expand_env;
 pub use notice::Notice;
-pub use plugins::{PluginStanza, plugin_stanzas};
+pub use plugins::{PluginStanza, built_in, plugin_stanzas};
 pub use section::Section;
 
 /// How deep blocks and lists may nest. SPIRE's deepest file needs seven levels.

@@ -1,6 +1,7 @@
 //! The `plugins` block: which plugins to use, and what each is configured with.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use super::section::labels;
 use super::{Block, Position, Problem, Section, SettingsError, Value, load};
 
 /// One `Kind "name" { ... }` of the `plugins` block.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PluginStanza {
     /// `KeyManager`, `NodeAttestor`, ...
     pub kind: String,
@@ -107,6 +108,43 @@ pub fn plugin_stanzas(file: &Block) -> Result<Vec<PluginStanza>, SettingsError> 
     }
     SettingsError::from_list(problems)?;
     Ok(stanzas)
+}
+
+/// What makes the plugin that `stanza` names, out of the table of its kind. `of_spire` are the plugins of this kind that SPIRE
+/// has beside those.
+///
+/// # Errors
+///
+/// Refuses external plugins, those of SPIRE that are not in the table, and unknown ones, at the stanza's place and with the
+/// list of what there is: a program that goes on without one is another program than the operator asked for.
+pub fn built_in<M: Copy>(
+    stanza: &PluginStanza,
+    table: &[(&'static str, M)],
+    of_spire: &[&str],
+) -> Result<M, SettingsError> {
+    let (kind, name) = (&stanza.kind, &stanza.name);
+    let refused = |text: String| Err(SettingsError::at(&stanza.data.file, stanza.at, text));
+    let list = table.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    if stanza.cmd.is_some() {
+        return refused(format!(
+            "plugins: {kind} {name:?} is an external plugin (plugin_cmd), and external plugins of this kind are not \
+             supported yet; built in: {list}"
+        ));
+    }
+    match table.iter().find(|(known, _)| known == name) {
+        Some((_, make)) => Ok(*make),
+        None if of_spire.contains(&name.as_str()) => refused(format!(
+            "plugins: {kind} {name:?} of SPIRE is not built into this release of Finial; built in: {list}"
+        )),
+        None => refused(format!("plugins: {kind} {name:?} is not known; built in: {list}")),
+    }
+}
+
+/// Without what the plugin is configured with, which may hold secrets.
+impl fmt::Debug for PluginStanza {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} (line {})", self.kind, self.name, self.at.line)
+    }
 }
 
 /// The plugin bodies under one name: one, or several when JSON gives a list. `None` for what is no block.

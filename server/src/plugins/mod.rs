@@ -29,27 +29,3 @@ pub(crate) fn at_most_one<'a>(
         (first, _) => Ok(first),
     }
 }
-
-/// The builder of a stanza's plugin out of the table of its kind.
-pub(crate) fn built_in<B: Copy>(
-    stanza: &PluginStanza,
-    table: &[(&'static str, B)],
-    of_spire: &[&str],
-) -> Result<B, SettingsError> {
-    let (kind, name) = (&stanza.kind, &stanza.name);
-    let refused = |text: String| Err(SettingsError::at(&stanza.data.file, stanza.at, text));
-    let list = table.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    if stanza.cmd.is_some() {
-        return refused(format!(
-            "plugins: {kind} {name:?} is an external plugin (plugin_cmd), and external plugins of this kind are not \
-             supported yet; built in: {list}"
-        ));
-    }
-    match table.iter().find(|(known, _)| known == name) {
-        Some((_, build)) => Ok(*build),
-        None if of_spire.contains(&name.as_str()) => refused(format!(
-            "plugins: {kind} {name:?} of SPIRE is not built into this release of finial-server; built in: {list}"
-        )),
-        None => refused(format!("plugins: {kind} {name:?} is not known; built in: {list}")),
-    }
-}

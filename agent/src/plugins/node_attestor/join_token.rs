@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::{Attestation, Given, NodeAttestor, NodeAttestorFault};
 
-const NAME: &str = "join_token";
+pub const NAME: &str = "join_token";
 
 /// Proves the node by a token that the server forgets when it has seen it.
 pub struct JoinToken {

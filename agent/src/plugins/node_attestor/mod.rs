@@ -8,7 +8,7 @@ mod x509pop;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use finial_daemon::settings::{PluginStanza, Section, SettingsError};
+use finial_daemon::settings::{PluginStanza, Section, SettingsError, built_in};
 
 pub use join_token::JoinToken;
 
@@ -56,35 +56,6 @@ pub enum NodeAttestorFault {
     Challenge { attestor: &'static str, text: String },
 }
 
-/// Why a `NodeAttestor` block of the configuration can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum PluginRefused {
-    /// The reference has it, this agent does not.
-    #[error("NodeAttestor {name:?} is not built into this agent yet; built in: {}", names())]
-    NotBuilt {
-        /// The plugin.
-        name: String,
-    },
-    /// Nobody knows it.
-    #[error("NodeAttestor {name:?} is unknown; built in: {}", names())]
-    Unknown {
-        /// The plugin.
-        name: String,
-    },
-    /// It is to be run as a program of its own.
-    #[error(
-        "NodeAttestor {name:?} has a plugin_cmd: external plugins are not built into this agent yet; built in: {}",
-        names()
-    )]
-    External {
-        /// The plugin.
-        name: String,
-    },
-    /// Its own settings are wrong.
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
-}
-
 /// What an attestor is made of besides its own settings.
 #[derive(Clone, Default)]
 pub struct Given {
@@ -92,43 +63,22 @@ pub struct Given {
     pub join_token: Option<String>,
 }
 
-/// One attestor that is part of the agent.
-pub struct BuiltIn {
-    /// Its name in the configuration.
-    pub name: &'static str,
-    /// Makes it.
-    pub configure: Configure,
-}
-
-type Configure = fn(Section, &Given) -> Result<Arc<dyn NodeAttestor>, SettingsError>;
+/// Makes an attestor from its part of the configuration.
+pub type Configure = fn(Section, &Given) -> Result<Arc<dyn NodeAttestor>, SettingsError>;
 
 /// All attestors that are part of the agent.
-pub const BUILT_IN: &[BuiltIn] = &[
-    BuiltIn { name: http_challenge::NAME, configure: http_challenge::configure },
-    BuiltIn { name: "join_token", configure: join_token::configure },
-    BuiltIn { name: sshpop::NAME, configure: sshpop::configure },
-    BuiltIn { name: x509pop::NAME, configure: x509pop::configure },
+pub const BUILT_IN: &[(&str, Configure)] = &[
+    (http_challenge::NAME, http_challenge::configure),
+    (join_token::NAME, join_token::configure),
+    (sshpop::NAME, sshpop::configure),
+    (x509pop::NAME, x509pop::configure),
 ];
 
-/// What the reference has beyond [`BUILT_IN`].
+/// SPIRE's other attestors, which this program refuses by name.
 const NOT_BUILT: &[&str] = &["aws_iid", "azure_imds", "azure_msi", "gcp_iit", "k8s_psat", "tpm_devid"];
 
 /// Makes the attestor that a block of the configuration names. Blocking when its settings are in a file.
-pub fn load(stanza: &PluginStanza, given: &Given) -> Result<Arc<dyn NodeAttestor>, PluginRefused> {
-    let name = stanza.name.clone();
-    if stanza.cmd.as_ref().is_some_and(|cmd| !cmd.is_empty()) {
-        return Err(PluginRefused::External { name });
-    }
-    match BUILT_IN.iter().find(|built_in| built_in.name == name) {
-        Some(built_in) => {
-            let data = stanza.configuration()?;
-            Ok((built_in.configure)(Section::named(&data, &stanza.data_name()), given)?)
-        }
-        None if NOT_BUILT.contains(&name.as_str()) => Err(PluginRefused::NotBuilt { name }),
-        None => Err(PluginRefused::Unknown { name }),
-    }
-}
-
-fn names() -> String {
-    BUILT_IN.iter().map(|built_in| built_in.name).collect::<Vec<_>>().join(", ")
+pub fn load(stanza: &PluginStanza, given: &Given) -> Result<Arc<dyn NodeAttestor>, SettingsError> {
+    let configure = built_in(stanza, BUILT_IN, NOT_BUILT)?;
+    configure(Section::named(&*stanza.configuration()?, &stanza.data_name()), given)
 }

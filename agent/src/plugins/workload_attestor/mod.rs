@@ -7,7 +7,7 @@ use std::{io, sync::Arc};
 use async_trait::async_trait;
 use finial_daemon::{
     listen::peer::{LocalPeer, PeerGone},
-    settings::{PluginStanza, Section, SettingsError},
+    settings::{PluginStanza, Section, SettingsError, built_in},
 };
 use finial_identity::selector::{Selector, SelectorError};
 
@@ -68,70 +68,19 @@ pub enum AttestorFault {
     CutOff,
 }
 
-/// Why a `WorkloadAttestor` block of the configuration cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum PluginRefused {
-    /// The reference has it, this agent does not.
-    #[error(
-        "WorkloadAttestor {name:?} is not built into this agent yet; built in: {}. Remove its block, or set enabled = false",
-        built_in_names()
-    )]
-    NotBuilt {
-        /// The plugin.
-        name: String,
-    },
-    /// Nobody knows it.
-    #[error("WorkloadAttestor {name:?} is unknown; built in: {}", built_in_names())]
-    Unknown {
-        /// The plugin.
-        name: String,
-    },
-    /// It is to be run as a program of its own.
-    #[error(
-        "WorkloadAttestor {name:?} has a plugin_cmd: external plugins are not built into this agent yet; built in: {}",
-        built_in_names()
-    )]
-    External {
-        /// The plugin.
-        name: String,
-    },
-    /// Its own settings are wrong.
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
-}
+/// Makes an attestor from its part of the configuration.
+pub type Configure = fn(Section) -> Result<Arc<dyn WorkloadAttestor>, SettingsError>;
 
-/// One attestor that is part of the agent.
-pub struct BuiltIn {
-    /// Its name in the configuration, and the type of its selectors.
-    pub name: &'static str,
-    /// Makes it from its own settings.
-    pub configure: fn(Section) -> Result<Arc<dyn WorkloadAttestor>, SettingsError>,
-}
+/// All attestors that are part of the agent, by the type of their selectors.
+pub const BUILT_IN: &[(&str, Configure)] = &[("unix", unix::configure)];
 
-/// All attestors that are part of the agent.
-pub const BUILT_IN: &[BuiltIn] = &[BuiltIn { name: "unix", configure: unix::configure }];
-
-/// What the reference has beyond [`BUILT_IN`].
+/// SPIRE's other attestors, which this program refuses by name.
 const NOT_BUILT: &[&str] = &["docker", "k8s", "slurm", "systemd", "windows"];
 
 /// Makes the attestor that a block of the configuration names. Blocking when its settings are in a file.
-pub fn load(stanza: &PluginStanza) -> Result<Arc<dyn WorkloadAttestor>, PluginRefused> {
-    let name = stanza.name.clone();
-    if stanza.cmd.as_ref().is_some_and(|cmd| !cmd.is_empty()) {
-        return Err(PluginRefused::External { name });
-    }
-    match BUILT_IN.iter().find(|built_in| built_in.name == name) {
-        Some(built_in) => {
-            let data = stanza.configuration()?;
-            Ok((built_in.configure)(Section::named(&data, &stanza.data_name()))?)
-        }
-        None if NOT_BUILT.contains(&name.as_str()) => Err(PluginRefused::NotBuilt { name }),
-        None => Err(PluginRefused::Unknown { name }),
-    }
-}
-
-fn built_in_names() -> String {
-    BUILT_IN.iter().map(|built_in| built_in.name).collect::<Vec<_>>().join(", ")
+pub fn load(stanza: &PluginStanza) -> Result<Arc<dyn WorkloadAttestor>, SettingsError> {
+    let configure = built_in(stanza, BUILT_IN, NOT_BUILT)?;
+    configure(Section::named(&*stanza.configuration()?, &stanza.data_name()))
 }
 
 #[cfg(test)]
@@ -140,7 +89,7 @@ mod tests {
 
     use super::*;
 
-    fn load_text(stanza: &str) -> Result<Arc<dyn WorkloadAttestor>, PluginRefused> {
+    fn load_text(stanza: &str) -> Result<Arc<dyn WorkloadAttestor>, SettingsError> {
         let file = parse(&format!("plugins {{ {stanza} }}"), "agent.conf").unwrap();
         load(&plugin_stanzas(&file).unwrap()[0])
     }
@@ -152,16 +101,19 @@ mod tests {
     #[test]
     fn what_is_not_built_in_is_refused_by_name() {
         for name in ["docker", "k8s", "systemd", "slurm", "windows"] {
-            let text = refusal(&format!("WorkloadAttestor \"{name}\" {{}}"));
-            assert!(
-                text.contains(&format!("{name:?} is not built into this agent yet; built in: unix")),
-                "{text}"
+            let text = refusal(&format!("\nWorkloadAttestor \"{name}\" {{}}"));
+            assert_eq!(
+                text,
+                format!(
+                    "agent.conf:2: plugins: WorkloadAttestor {name:?} of SPIRE is not built into this release of Finial; \
+                     built in: unix"
+                )
             );
         }
         let text = refusal(r#"WorkloadAttestor "unixx" {}"#);
-        assert!(text.contains(r#""unixx" is unknown; built in: unix"#), "{text}");
+        assert!(text.contains(r#""unixx" is not known; built in: unix"#), "{text}");
         let text = refusal(r#"WorkloadAttestor "own" { plugin_cmd = "/bin/own" }"#);
-        assert!(text.contains("external plugins are not built"), "{text}");
+        assert!(text.contains("external plugins of this kind are not supported yet"), "{text}");
     }
 
     #[test]

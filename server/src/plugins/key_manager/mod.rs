@@ -6,9 +6,9 @@ use std::sync::Arc;
 use finial_daemon::keys::disk::DiskKeys;
 use finial_daemon::keys::memory::MemoryKeys;
 use finial_daemon::keys::{KeyError, KeyManager};
-use finial_daemon::settings::{PluginStanza, Section, SettingsError};
+use finial_daemon::settings::{PluginStanza, Section, SettingsError, built_in};
 
-use super::{at_most_one, built_in};
+use super::at_most_one;
 
 /// The operator's name of the kind.
 pub const KIND: &str = "KeyManager";
@@ -95,7 +95,7 @@ mod tests {
         let text = refusal("plugins {\n KeyManager \"aws_kms\" { plugin_data { } } }").await;
         assert_eq!(
             text,
-            "server.conf:2: plugins: KeyManager \"aws_kms\" of SPIRE is not built into this release of finial-server; \
+            "server.conf:2: plugins: KeyManager \"aws_kms\" of SPIRE is not built into this release of Finial; \
              built in: memory, disk"
         );
         assert!(

@@ -14,12 +14,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use finial_daemon::clock::Clock;
-use finial_daemon::settings::{PluginStanza, Section, SettingsError};
+use finial_daemon::settings::{PluginStanza, Section, SettingsError, built_in};
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::SpiffeId;
 use finial_identity::trust_domain::TrustDomain;
 
-use super::built_in;
 use crate::store::Store;
 
 pub use exchange::Exchange;

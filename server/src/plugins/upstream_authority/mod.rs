@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use finial_daemon::clock::Clock;
-use finial_daemon::settings::{PluginStanza, Section, SettingsError};
+use finial_daemon::settings::{PluginStanza, Section, SettingsError, built_in};
 use finial_identity::trust_domain::TrustDomain;
 use rustls_pki_types::CertificateDer;
 
-use super::{at_most_one, built_in};
+use super::at_most_one;
 
 /// The operator's name of the kind.
 pub const KIND: &str = "UpstreamAuthority";
