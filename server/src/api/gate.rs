@@ -247,7 +247,7 @@ async fn admit(
     })?;
     decide(access, row, &caller).await?.map_err(|refused| {
         tracing::error!(reason = refused.reason.map(tracing::field::debug), "Failed to authenticate caller");
-        status::denied(row.method, refused.reason.map(status::reason))
+        status::denied(&refused)
     })
 }
 

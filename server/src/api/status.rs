@@ -223,11 +223,11 @@ pub fn unknown_method(path: &str, knows: impl FnOnce(&str) -> bool) -> Status {
     })
 }
 
-/// PERMISSION_DENIED for a method (`/package.Service/Method`), with the reason if there is one that helps the caller.
-pub fn denied(path: &str, reason: Option<Reason>) -> Status {
-    let text = format!("authorization denied for method {path}");
-    match reason {
-        Some(reason) => with_reason(&text, reason),
+/// PERMISSION_DENIED for a whole call, with the reason if there is one that helps the caller.
+pub fn denied(refused: &permit::Refusal) -> Status {
+    let text = refused.to_string();
+    match refused.reason {
+        Some(reason) => with_reason(&text, self::reason(reason)),
         None => Status::permission_denied(text),
     }
 }
@@ -252,7 +252,7 @@ fn with_reason(text: &str, reason: Reason) -> Status {
 }
 
 /// The reason of a refusal, as the wire has it.
-pub fn reason(reason: permit::Reason) -> Reason {
+fn reason(reason: permit::Reason) -> Reason {
     match reason {
         permit::Reason::AgentExpired => Reason::AgentExpired,
         permit::Reason::AgentNotAttested => Reason::AgentNotAttested,
@@ -347,13 +347,14 @@ mod tests {
 
     #[test]
     fn a_denial_carries_its_reason_where_go_looks_for_it() {
-        let status = denied("/a.B/C", Some(Reason::AgentBanned));
+        let refused = |reason| permit::Refusal { method: "/a.B/C".to_owned(), reason };
+        let status = denied(&refused(Some(permit::Reason::AgentBanned)));
         assert_eq!(status.message(), "authorization denied for method /a.B/C");
         let whole = RpcStatus::decode(status.details()).unwrap();
         assert_eq!(whole.code, 7);
         assert_eq!(whole.details[0].type_url, "type.googleapis.com/spire.api.types.PermissionDeniedDetails");
         let detail = types::PermissionDeniedDetails::decode(whole.details[0].value.as_slice()).unwrap();
         assert_eq!(detail.reason(), Reason::AgentBanned);
-        assert!(denied("/a.B/C", None).details().is_empty());
+        assert!(denied(&refused(None)).details().is_empty());
     }
 }
