@@ -34,8 +34,11 @@ pub struct SpiffeTls {
     /// The program's own SVID with its key, once there is one.
     pub svid: Arc<dyn Fn() -> Option<Arc<CertifiedKey>> + Send + Sync>,
     /// The X.509 authorities of a trust domain, DER; empty when it is unknown.
-    pub authorities: Arc<dyn Fn(&TrustDomain) -> Vec<Vec<u8>> + Send + Sync>,
+    pub authorities: Arc<AuthoritiesOf>,
 }
+
+/// Gives the X.509 authorities of a trust domain.
+type AuthoritiesOf = dyn Fn(&TrustDomain) -> Vec<Vec<u8>> + Send + Sync;
 
 /// Why TLS cannot be offered. Follows "failed to create TLS config for Prometheus: ".
 #[derive(Debug, thiserror::Error)]
