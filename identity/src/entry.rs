@@ -47,6 +47,30 @@ pub struct Entry {
     pub additional_attributes: Option<AdditionalAttributes>,
 }
 
+impl Entry {
+    /// An entry without an ID yet, that says nothing beyond whom it is for.
+    pub fn plain(spiffe_id: SpiffeId, parent_id: SpiffeId, selectors: Vec<Selector>) -> Entry {
+        Entry {
+            id: String::new(),
+            spiffe_id,
+            parent_id,
+            selectors,
+            x509_svid_ttl: 0,
+            jwt_svid_ttl: 0,
+            federates_with: Vec::new(),
+            admin: false,
+            downstream: false,
+            expires_at: 0,
+            dns_names: Vec::new(),
+            revision_number: 0,
+            store_svid: false,
+            hint: String::new(),
+            created_at: 0,
+            additional_attributes: None,
+        }
+    }
+}
+
 /// Rarely used switches of an entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdditionalAttributes {

@@ -34,23 +34,10 @@ pub(crate) fn selectors(texts: &[String]) -> Vec<Selector> {
 /// An entry for the ID with this path.
 pub(crate) fn entry(id: &str, path: &str, selector_texts: &[String]) -> Entry {
     let td = TrustDomain::parse(TRUST_DOMAIN).unwrap();
+    let spiffe_id = SpiffeId::from_parts(&td, path).unwrap();
     Entry {
         id: id.to_owned(),
-        spiffe_id: SpiffeId::from_parts(&td, path).unwrap(),
-        parent_id: td.agent_id("/a").unwrap(),
-        selectors: selectors(selector_texts),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        additional_attributes: None,
+        ..Entry::plain(spiffe_id, td.agent_id("/a").unwrap(), selectors(selector_texts))
     }
 }
 

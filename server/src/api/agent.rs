@@ -322,24 +322,8 @@ impl Agents {
     /// The entry that gives a node which joins with a token another identity. The store knows this shape: it deletes the
     /// entry with the node.
     fn alias(&self, id: SpiffeId, node: SpiffeId) -> Entry {
-        Entry {
-            id: String::new(),
-            spiffe_id: id,
-            selectors: vec![Selector { kind: "spiffe_id".to_owned(), value: node.to_string() }],
-            parent_id: node,
-            x509_svid_ttl: 0,
-            jwt_svid_ttl: 0,
-            federates_with: Vec::new(),
-            admin: false,
-            downstream: false,
-            expires_at: 0,
-            dns_names: Vec::new(),
-            revision_number: 0,
-            store_svid: false,
-            hint: String::new(),
-            created_at: self.clock.unix(),
-            additional_attributes: None,
-        }
+        let selectors = vec![Selector { kind: "spiffe_id".to_owned(), value: node.to_string() }];
+        Entry { created_at: self.clock.unix(), ..Entry::plain(id, node, selectors) }
     }
 }
 

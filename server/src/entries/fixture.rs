@@ -20,22 +20,5 @@ pub(crate) fn selectors(texts: &[&str]) -> Vec<Selector> {
 }
 
 pub(crate) fn entry(entry_id: &str, parent: &str, spiffe_id: &str, wanted: &[&str]) -> Entry {
-    Entry {
-        id: entry_id.to_owned(),
-        spiffe_id: id(spiffe_id),
-        parent_id: id(parent),
-        selectors: selectors(wanted),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        additional_attributes: None,
-    }
+    Entry { id: entry_id.to_owned(), ..Entry::plain(id(spiffe_id), id(parent), selectors(wanted)) }
 }

@@ -301,24 +301,8 @@ mod tests {
     }
 
     fn entry() -> Entry {
-        Entry {
-            id: "e".into(),
-            spiffe_id: workload(),
-            parent_id: SpiffeId::parse("spiffe://example.org/agent").unwrap(),
-            selectors: Vec::new(),
-            x509_svid_ttl: 0,
-            jwt_svid_ttl: 0,
-            federates_with: Vec::new(),
-            admin: false,
-            downstream: false,
-            expires_at: 0,
-            dns_names: Vec::new(),
-            revision_number: 0,
-            store_svid: false,
-            hint: String::new(),
-            created_at: 0,
-            additional_attributes: None,
-        }
+        let parent = SpiffeId::parse("spiffe://example.org/agent").unwrap();
+        Entry { id: "e".into(), ..Entry::plain(workload(), parent, Vec::new()) }
     }
 
     proptest! {

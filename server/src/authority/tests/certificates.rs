@@ -43,23 +43,13 @@ fn agent() -> SpiffeId {
 }
 
 pub(super) fn entry(id: &str, ttl: i32, dns_names: &[&str]) -> Entry {
+    let selectors = vec![Selector { kind: "unix".into(), value: "uid:1".into() }];
     Entry {
         id: "entry-1".into(),
-        spiffe_id: SpiffeId::parse(id).unwrap(),
-        parent_id: agent(),
-        selectors: vec![Selector { kind: "unix".into(), value: "uid:1".into() }],
         x509_svid_ttl: ttl,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
         dns_names: dns_names.iter().map(|name| (*name).to_owned()).collect(),
         revision_number: 3,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        additional_attributes: None,
+        ..Entry::plain(SpiffeId::parse(id).unwrap(), agent(), selectors)
     }
 }
 

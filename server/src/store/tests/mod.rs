@@ -45,24 +45,7 @@ fn selectors(texts: &[&str]) -> Vec<Selector> {
 }
 
 fn entry(path: &str, selector_texts: &[&str]) -> Entry {
-    Entry {
-        id: String::new(),
-        spiffe_id: id(path),
-        parent_id: id("/spire/agent/a"),
-        selectors: selectors(selector_texts),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        additional_attributes: None,
-    }
+    Entry::plain(id(path), id("/spire/agent/a"), selectors(selector_texts))
 }
 
 fn settings(connection_string: &str) -> OpenSettings {
