@@ -21,7 +21,8 @@ pub mod text;
 /// none, and what follows is ignored by commands without positional arguments. `-h`, `-help` and `--help`
 /// anywhere print the usage and the command's `after_help` with exit code 0. A missing or unknown command prints the commands with exit code
 /// 127, within a group of commands (`entry`) with exit code 1; wrong flags print what is wrong and the usage
-/// with exit code 1. All of it goes to standard error.
+/// with exit code 1. All of it goes to standard error. A usage calls the command by its `display_name`, if it
+/// has one.
 pub fn parse<T: CommandFactory + FromArgMatches>(
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<T, Exit> {
@@ -165,7 +166,12 @@ impl<'a> Line<'a> {
         let mut command = program;
         let mut remaining = words.iter();
         while command.has_subcommands() {
-            let word = remaining.find(|word| !is_help(word)).and_then(|word| word.to_str());
+            // Behind a group's name the wish for help is about that group.
+            let word = match path.len() {
+                1 => remaining.find(|word| !is_help(word)),
+                _ => remaining.next(),
+            };
+            let word = word.and_then(|word| word.to_str());
             if path.len() == 1 && !asks_help && matches!(word, Some("-v" | "-version" | "--version")) {
                 return Err(Exit { code: 0, text: program.get_version().unwrap_or("").to_string() });
             }
@@ -327,10 +333,10 @@ fn usage(path: &[&Command]) -> String {
         return text;
     }
     let own_name = names.get(1..).unwrap_or(&[]).join(" ");
-    text.push_str(&format!(
-        "Usage of {}:\n",
-        if own_name.is_empty() { command.get_name() } else { &own_name }
-    ));
+    // `clap` makes one up from the path, with dashes, where the command sets none.
+    let display_name = command.get_display_name().filter(|name| *name != names.join("-"));
+    let own_name = display_name.unwrap_or(if own_name.is_empty() { command.get_name() } else { &own_name });
+    text.push_str(&format!("Usage of {own_name}:\n"));
     let mut flags: Vec<&Arg> =
         command.get_arguments().filter(|arg| arg.get_long().is_some() && !arg.is_hide_set()).collect();
     flags.sort_by_key(|arg| arg.get_long());

@@ -359,7 +359,9 @@ fn decode(part: &str) -> Result<Vec<u8>, JwtSvidError> {
     URL_SAFE_NO_PAD.decode(part).map_err(|error| {
         JwtSvidError::NotBase64(match error {
             InvalidByte(place, _) | InvalidLastSymbol(place, _) => place,
-            InvalidLength(_) | InvalidPadding => part.len(),
+            // One letter too many.
+            InvalidLength(_) => part.len().saturating_sub(1),
+            InvalidPadding => part.len(),
         })
     })
 }

@@ -4,8 +4,8 @@
 //!
 //! # How they were captured
 //!
-//! `CAPTURE_FROM=<folder with spire-server> cargo test -p finial-tests --test cli` plays every transcript with the
-//! reference program, against its own server, and writes down what it prints. Nothing of that program is kept here but
+//! `CAPTURE_FROM=<folder with spire-server and spire-agent> cargo test -p finial-tests --test cli` plays every transcript with the
+//! reference program, against its own server and agent, and writes down what it prints. Nothing of that program is kept here but
 //! these texts. Without CAPTURE_FROM the programs of this build play, and any difference is a failure.
 //!
 //! # Where Finial differs on purpose
@@ -24,7 +24,7 @@ mod transcript;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use stage::{ServerStage, play, transcripts};
+use stage::{AgentStage, ServerStage, play, transcripts};
 use transcript::Transcript;
 
 /// The transcripts in a folder, each a test, played on a stage.
@@ -55,8 +55,10 @@ transcripts!(server on ServerStage:
     validate, x509,
 );
 
+transcripts!(agent on AgentStage: admin, fetch, general, healthcheck, jwt, stop, validate, watch);
+
 /// The folders of transcripts.
-const FOLDERS: [&str; 1] = ["server"];
+const FOLDERS: [&str; 2] = ["agent", "server"];
 
 fn file(folder: &str, name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("cli").join(folder).join(format!("{name}.txt"))

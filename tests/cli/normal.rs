@@ -13,7 +13,7 @@ use crate::transcript::Outcome;
 
 /// The outcome without what is not compared. `folder`: the working directory.
 pub fn normal(outcome: &Outcome, folder: &Path) -> Outcome {
-    let tidy = |text: &str| helpless(&volatile(text, folder));
+    let tidy = |text: &str| sorted_bundles(&helpless(&volatile(text, folder)));
     Outcome { code: outcome.code, out: tidy(&outcome.out), err: tidy(&outcome.err) }
 }
 
@@ -32,9 +32,11 @@ static VOLATILE: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"\b[0-9a-f]{40}\b", "<key id>"),
         (r"\b\d{30,50}\b", "<number>"),
         (r"\b1[789]\d{8}\b", "<seconds>"),
+        (r"\bafter [0-9.]+(ns|µs|ms|s|m[0-9.]+s)\b", "after <duration>"),
         (r#""uptime":\d+"#, r#""uptime":<uptime>"#),
         (r"(Uptime: +)\S+", "$1<uptime>"),
         (r"[A-Za-z0-9+/_-]{43,}={0,2}", "<base64>"),
+        (r"\bbuilt in: .*", "built in: <names>"),
         // What a SPIRE server names a JWT key.
         (r"\b[A-Za-z0-9]{32}\b", "<key id>"),
         (r"\b(spire|finial)-server\b([^/]|$)", "<program>$2"),
@@ -50,6 +52,26 @@ fn volatile(text: &str, folder: &Path) -> String {
         text = pattern.replace_all(&text, *name).into_owned();
     }
     text
+}
+
+/// The reference program prints the JWT bundles of several trust domains, and the keys of each, in an order that changes
+/// from run to run.
+fn sorted_bundles(text: &str) -> String {
+    const OPEN: &str = "\"keys\": [\n";
+    const CLOSE: &str = "\n    ]\n}\n";
+    let Some(at) = text.find("bundle(spiffe://") else { return text.to_owned() };
+    let bundle = |text: &str| match text.split_once(OPEN) {
+        Some((before, keys)) if keys.ends_with(CLOSE) => {
+            let mut keys: Vec<&str> = keys[..keys.len() - CLOSE.len()].split(",\n        {").collect();
+            keys.iter_mut().for_each(|key| *key = key.trim_start_matches("        {"));
+            keys.sort_unstable();
+            format!("{before}{OPEN}        {{{}{CLOSE}", keys.join(",\n        {"))
+        }
+        _ => text.to_owned(),
+    };
+    let mut bundles: Vec<String> = text[at..].split_inclusive("\n}\n").map(bundle).collect();
+    bundles.sort_unstable();
+    format!("{}{}", &text[..at], bundles.concat())
 }
 
 /// Help texts cut down to names, types and defaults.
@@ -114,6 +136,15 @@ fn only_what_changes_is_taken_out() {
         ),
         ("Usage: spire-server [--help]\n", "Usage: <program> [--help]\n"),
         ("X\n\nY", "X\n\nY"),
+        ("Received 1 svid after 5.152664ms\n", "Received 1 svid after <duration>\n"),
+        (
+            "bundle(spiffe://a):\n\t{\n    \"keys\": [\n        {\n2\n        },\n        {\n1\n        }\n    ]\n}\n",
+            "bundle(spiffe://a):\n\t{\n    \"keys\": [\n        {\n1\n        },\n        {\n2\n        }\n    ]\n}\n",
+        ),
+        (
+            "t\nbundle(spiffe://b):\n\t{\n}\nbundle(spiffe://a):\n\t{\n}\n",
+            "t\nbundle(spiffe://a):\n\t{\n}\nbundle(spiffe://b):\n\t{\n}\n",
+        ),
         (
             "flag provided but not defined: -x\nUsage of a b:\n  -n int\n    \tHow many\n    \tof it (default 600)\n  -x value\n    \tZ\n",
             "flag provided but not defined: -x\nUsage of a b:\n  -n int\n    (default 600)\n  -x value\n",

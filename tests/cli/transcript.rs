@@ -9,6 +9,9 @@
 //! @ NAME arguments        anything else is done by the stage, see there
 //! @ differs reason        the next command is one where Finial differs on purpose
 //! $ entry show -output json
+//! $ :files folder         not the program is asked, but what files with what modes are in a folder
+//! $ :signal INT watch     the program gets the signal when it has printed an update or a complaint
+//! $ :NAME arguments       anything else is answered by the stage, see there
 //! ? 1                     the exit code, unless it is 0
 //! 1| standard output
 //! 2| standard error

@@ -101,22 +101,32 @@ impl Stranger {
     /// The ID of its JWT key.
     pub const KEY_ID: &'static str = "strange";
 
+    /// Nobody knows its key yet.
+    pub fn new(trust_domain: &str) -> Stranger {
+        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        Stranger { trust_domain: trust_domain.to_owned(), key }
+    }
+
     /// Gives the server the bundle of a new trust domain.
     pub async fn federated(world: &World, trust_domain: &str) -> Stranger {
-        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
-        let public_key = AsDer::<PublicKeyX509Der<'_>>::as_der(key.public_key()).unwrap().as_ref().to_vec();
-        let jwt_key =
-            types::JwtKey { public_key, key_id: Stranger::KEY_ID.to_owned(), ..types::JwtKey::default() };
+        let stranger = Stranger::new(trust_domain);
         let bundle = types::Bundle {
             trust_domain: trust_domain.to_owned(),
-            jwt_authorities: vec![jwt_key],
+            jwt_authorities: vec![stranger.jwt_key()],
             ..types::Bundle::default()
         };
         let request = BatchSetFederatedBundleRequest { bundle: vec![bundle], output_mask: None };
         let results = world.bundles().batch_set_federated_bundle(request).await.unwrap().into_inner().results;
         let status = results[0].status.as_ref().unwrap();
         assert_eq!(status.code, Code::Ok as i32, "{}", status.message);
-        Stranger { trust_domain: trust_domain.to_owned(), key }
+        stranger
+    }
+
+    /// Its JWT key as bundles hold it.
+    pub fn jwt_key(&self) -> types::JwtKey {
+        let public_key =
+            AsDer::<PublicKeyX509Der<'_>>::as_der(self.key.public_key()).unwrap().as_ref().to_vec();
+        types::JwtKey { public_key, key_id: Stranger::KEY_ID.to_owned(), ..types::JwtKey::default() }
     }
 
     /// A token of this trust domain that is valid for five minutes, with more claims.

@@ -22,6 +22,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use super::output::{Output, json_line, print};
+use super::refused_flag;
 use crate::settings::DEFAULT_ADMIN_SOCKET_PATH;
 
 /// `logger`
@@ -132,8 +133,11 @@ impl Ask {
         what: &str,
         pretty: impl FnOnce(&M) -> Result<String, Fault>,
     ) -> Result<String, Fault> {
+        // SPIRE's dialer leaves two slashes of its target's form before an absolute path.
+        let slashes = if self.path().starts_with('/') { "//" } else { "" };
+        let path = format!("{slashes}{}", self.path());
         let answer = answer
-            .map_err(|status| Fault::Told(format!("{what}{}", text::rpc_error(&status, self.path()))))?
+            .map_err(|status| Fault::Told(format!("{what}{}", text::rpc_error(&status, &path))))?
             .into_inner();
         match format {
             OutputFormat::Pretty => pretty(&answer),
@@ -158,6 +162,7 @@ fn tell(answered: Result<String, Fault>) -> ExitCode {
             print(&text);
             ExitCode::SUCCESS
         }
+        Err(Fault::Flag(text)) => refused_flag(&text),
         Err(fault) => {
             eprintln!("{fault}");
             ExitCode::FAILURE

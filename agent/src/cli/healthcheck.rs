@@ -17,7 +17,7 @@ Examples:
     finial-agent healthcheck -verbose -socketPath /run/spire/agent.sock";
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
+#[command(display_name = "health", after_help = HELP)]
 pub struct Healthcheck {
     #[command(flatten)]
     socket: Socket,

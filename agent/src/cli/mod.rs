@@ -20,9 +20,16 @@ use output::print;
 /// Runs the program. `args` begin with its name.
 pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
+    let is_help_on_fetch = asks_for_help(&args) && has_default_verb(&args);
     match argv::parse::<Program>(with_default_verb(args)) {
         Ok(program) => program.verb.run(),
-        Err(exit) => exit.report(),
+        Err(mut exit) => {
+            if is_help_on_fetch {
+                let group = argv::usage_of(Program::command(), ["", "api", "fetch"].map(OsString::from));
+                exit.text.extend(group.find("\nSubcommands").map(|at| &group[at..]));
+            }
+            exit.report()
+        }
     }
 }
 
@@ -95,11 +102,31 @@ impl Verb {
 
 /// `api fetch` alone means `api fetch x509`.
 fn with_default_verb(mut args: Vec<OsString>) -> Vec<OsString> {
-    let is = |index: usize, word: &str| args.get(index).map(OsString::as_os_str) == Some(OsStr::new(word));
-    if is(1, "api") && is(2, "fetch") && !is(3, "x509") && !is(3, "jwt") {
-        args.insert(3, OsString::from("x509"));
+    if has_default_verb(&args) {
+        let at = args.iter().position(|word| *word == "fetch").map_or(args.len(), |fetch| fetch + 1);
+        args.insert(at, OsString::from("x509"));
     }
     args
+}
+
+fn has_default_verb(args: &[OsString]) -> bool {
+    let mut words = args.iter().skip(1).skip_while(|word| is_help(word)).map(OsString::as_os_str);
+    let mut is = |word: &str| words.next() == Some(OsStr::new(word));
+    is("api") && is("fetch") && !matches!(words.next().and_then(OsStr::to_str), Some("x509" | "jwt"))
+}
+
+fn asks_for_help(args: &[OsString]) -> bool {
+    args.iter().take_while(|word| *word != "--").any(is_help)
+}
+
+fn is_help(word: &OsString) -> bool {
+    matches!(word.to_str(), Some("-h" | "-help" | "--help"))
+}
+
+/// Tells what is wrong with the flags, with the usage. For what the flags' parser cannot see.
+fn refused_flag(text: &str) -> ExitCode {
+    let usage = argv::usage_of(Program::command(), with_default_verb(std::env::args_os().collect()));
+    argv::Exit { code: 1, text: format!("{text}\n{usage}") }.report()
 }
 
 fn completion(shell: &str) -> ExitCode {

@@ -34,6 +34,7 @@ use finial_proto::envoy::service::secret::v3::secret_discovery_service_server::S
 use finial_proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 use tokio_util::sync::CancellationToken;
 use tonic::{
+    Status,
     service::{Routes, RoutesBuilder, interceptor::InterceptedService},
     transport::Server,
 };
@@ -169,11 +170,13 @@ pub async fn serve(
 /// [`caller::Caller`].
 pub(crate) async fn serve_routes(
     incoming: Incoming,
-    routes: Routes,
+    mut routes: Routes,
     metrics: Metrics,
     clock: Clock,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
+    let router = std::mem::take(routes.axum_router_mut());
+    *routes.axum_router_mut() = router.fallback(unknown_service);
     let cut_off = CancellationToken::new();
     // Connections are tasks of their own: they end even if this future is dropped.
     let _connections_end_with_this = cut_off.clone().drop_guard();
@@ -189,6 +192,12 @@ pub(crate) async fn serve_routes(
         () = async { shutdown.cancelled().await; clock.sleep(STOP_LIMIT).await } => cut_off.cancel(),
     }
     server.await
+}
+
+/// UNIMPLEMENTED, as Go's servers say it.
+async fn unknown_service(path: http::Uri) -> http::Response<tonic::body::Body> {
+    let service = path.path().trim_start_matches('/').rsplit_once('/').unwrap_or_default().0;
+    Status::unimplemented(format!("unknown service {service}")).into_http()
 }
 
 impl Default for Rules {

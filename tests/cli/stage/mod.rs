@@ -1,17 +1,19 @@
 //! Where a transcript plays: a working directory, running programs, and commands one after the other.
 
+mod agent;
+mod player;
 mod server;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Command as Process, Stdio};
 
-use regex::Regex;
 use tempfile::TempDir;
 
 use crate::normal::normal;
-use crate::transcript::{Command, Outcome, Part, Transcript, words};
+use crate::transcript::{Command, Outcome, Part, Transcript};
 
+pub use agent::AgentStage;
+pub use player::Player;
 pub use server::ServerStage;
 
 /// Whose output is asked for.
@@ -32,8 +34,18 @@ pub trait Stage: Sized {
     /// Environment variables of every command.
     fn environment(&self) -> Vec<(String, String)>;
 
+    /// What {NAME} stands for in a transcript, beside what `@ take` takes.
+    fn names(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
     /// Does what a directive of this stage says.
     fn direct(&mut self, words: &[String]);
+
+    /// Answers a line `$ :NAME …` of this stage in place of the program.
+    fn answer(&mut self, words: &[String]) -> Outcome {
+        panic!("nobody knows what to answer to {words:?}")
+    }
 }
 
 /// Where the programs are.
@@ -70,15 +82,8 @@ pub fn play<S: Stage>(file: &Path) {
     let written = std::fs::read_to_string(file).unwrap();
     let mut transcript = Transcript::parse(&written);
     let folder = TempDir::new().unwrap();
-    let mut player = Player {
-        stage: S::start(&programs, folder.path()),
-        program: programs.path(S::PROGRAM),
-        folder: folder.path(),
-        taken: BTreeMap::new(),
-        stdin: None,
-        environment: Vec::new(),
-        last: Outcome::default(),
-    };
+    let stage = S::start(&programs, folder.path());
+    let mut player = Player::new(stage, programs.path(S::PROGRAM), folder.path());
     let update = std::env::var_os("UPDATE_GOLDEN").is_some();
     let mut faults = Vec::new();
     for part in &mut transcript.parts {
@@ -113,78 +118,6 @@ fn fault(command: &Command, found: &Outcome) -> Option<String> {
     };
     (found != expected)
         .then(|| format!("line {number}: $ {line}\nshould be\n{}is\n{}", expected.shown(), found.shown()))
-}
-
-struct Player<'a, S> {
-    stage: S,
-    program: PathBuf,
-    folder: &'a Path,
-    taken: BTreeMap<String, String>,
-    stdin: Option<String>,
-    environment: Vec<(String, Option<String>)>,
-    last: Outcome,
-}
-
-impl<S: Stage> Player<'_, S> {
-    fn run(&mut self, line: &str) -> Outcome {
-        let stdin = match self.stdin.take() {
-            Some(name) => Stdio::from(std::fs::File::open(self.folder.join(name)).unwrap()),
-            None => Stdio::null(),
-        };
-        let line = self.filled(line);
-        let mut process = Process::new(&self.program);
-        process.args(words(&line)).current_dir(self.folder).stdin(stdin);
-        process.env("TZ", "UTC").envs(self.stage.environment());
-        for (name, value) in std::mem::take(&mut self.environment) {
-            match value {
-                Some(value) => process.env(name, value),
-                None => process.env_remove(name),
-            };
-        }
-        let output = process.output().unwrap();
-        self.last = Outcome {
-            code: output.status.code().unwrap_or(-1),
-            out: String::from_utf8_lossy(&output.stdout).into_owned(),
-            err: String::from_utf8_lossy(&output.stderr).into_owned(),
-        };
-        self.last.clone()
-    }
-
-    fn file(&mut self, name: &str, text: &str) {
-        let path = self.folder.join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, self.filled(text)).unwrap();
-    }
-
-    fn direct(&mut self, line: &str) {
-        let line = self.filled(line);
-        let (name, rest) = line.split_once(' ').unwrap_or((&line, ""));
-        match name {
-            "stdin" => self.stdin = Some(rest.to_owned()),
-            "env" => self.environment.push(match rest.split_once('=') {
-                Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
-                None => (rest.to_owned(), None),
-            }),
-            "take" => {
-                let (key, pattern) = rest.split_once(' ').unwrap();
-                let printed = format!("{}{}", self.last.out, self.last.err);
-                let found = Regex::new(pattern).unwrap().captures(&printed);
-                let found = found.unwrap_or_else(|| panic!("no {pattern} in {printed}"))[1].to_owned();
-                self.taken.insert(key.to_owned(), found);
-            }
-            // Standard output of the last command as a file.
-            "keep" => std::fs::write(self.folder.join(rest), &self.last.out).unwrap(),
-            _ => self.stage.direct(&words(&line)),
-        }
-    }
-
-    fn filled(&self, line: &str) -> String {
-        let mut line = line.replace("{dir}", self.folder.to_str().unwrap());
-        for (key, value) in &self.taken {
-            line = line.replace(&format!("{{{key}}}"), value);
-        }
-        line
-    }
 }
 
 /// The transcripts in `tests/cli/<folder>`.

@@ -15,28 +15,31 @@ use tonic::transport::Channel;
 
 use super::{Programs, Stage};
 
-/// How often a starting server is asked, and with what pause.
-const ATTEMPTS: u32 = 1200;
-const PAUSE: Duration = Duration::from_millis(50);
+/// How often a starting program is asked, and with what pause.
+pub const ATTEMPTS: u32 = 1200;
+pub const PAUSE: Duration = Duration::from_millis(50);
 
 pub struct ServerStage {
     program: PathBuf,
     folder: PathBuf,
     process: Child,
     socket: PathBuf,
-    runtime: Runtime,
+    pub runtime: Runtime,
+    /// On the loopback address.
+    pub port: u16,
 }
 
 impl Stage for ServerStage {
     const PROGRAM: &'static str = "server";
 
     fn start(programs: &Programs, folder: &Path) -> ServerStage {
-        std::fs::write(folder.join("server.conf"), configured(folder)).unwrap();
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        std::fs::write(folder.join("server.conf"), configured(folder, port)).unwrap();
         let program = programs.path("server");
         let process = launch(&program, folder);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let socket = folder.join("server.sock");
-        let mut stage = ServerStage { program, folder: folder.to_owned(), process, socket, runtime };
+        let mut stage = ServerStage { program, folder: folder.to_owned(), process, socket, runtime, port };
         stage.wait();
         stage
     }
@@ -148,9 +151,8 @@ async fn attest(channel: Channel, token: &str) {
     answers.into_inner().message().await.unwrap().unwrap();
 }
 
-fn configured(folder: &Path) -> String {
+fn configured(folder: &Path, port: u16) -> String {
     let folder = folder.display();
-    let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
     format!(
         r#"server {{
     trust_domain = "example.org"

@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use super::request;
 use super::show::{Certificate, Shown, certificates, received};
 use crate::cli::output::{Output, json_line, print};
+use crate::cli::refused_flag;
 use crate::cli::socket::{Connection, Socket};
 
 const HELP: &str = "\
@@ -36,7 +37,7 @@ Examples:
     sudo -u web finial-agent api fetch -timeout 30s";
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
+#[command(display_name = "fetch x509", after_help = HELP)]
 pub struct FetchX509 {
     #[command(flatten)]
     socket: Socket,
@@ -45,7 +46,7 @@ pub struct FetchX509 {
     silent: bool,
     /// An existing directory to write the SVIDs, their keys and the bundles to, as PEM
     #[arg(long = "write")]
-    write: Option<PathBuf>,
+    write: Option<String>,
     /// How long to wait for the answer; 0 waits for ever
     #[arg(long = "timeout", value_name = "value", default_value = "5s", value_parser = timeout)]
     timeout: Duration,
@@ -66,7 +67,11 @@ struct Received {
 
 impl FetchX509 {
     pub async fn run(self) -> ExitCode {
-        match self.fetch(&Clock::wall()).await {
+        let format = match self.output.format() {
+            Ok(format) => format,
+            Err(text) => return refused_flag(&text),
+        };
+        match self.fetch(format, &Clock::wall()).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(fault) => {
                 eprintln!("{fault}");
@@ -75,8 +80,7 @@ impl FetchX509 {
         }
     }
 
-    async fn fetch(&self, clock: &Clock) -> Result<(), Fault> {
-        let format = self.output.format().map_err(Fault)?;
+    async fn fetch(&self, format: OutputFormat, clock: &Clock) -> Result<(), Fault> {
         let connection = self.socket.connect().map_err(|error| Fault(error.to_string()))?;
         let start = clock.monotonic();
         let response = self.ask(&connection, clock).await?;
@@ -91,8 +95,8 @@ impl FetchX509 {
         if !self.silent {
             print(&received(&received_svids.shown, took));
         }
-        if let Some(dir) = self.write.as_deref().filter(|dir| !dir.as_os_str().is_empty()) {
-            write_all(dir, &received_svids, &mut |line| print(line))?;
+        if let Some(dir) = self.write.as_deref().filter(|dir| !dir.is_empty()) {
+            write_all(Path::new(dir), &received_svids, &mut |line| print(line))?;
         }
         Ok(())
     }

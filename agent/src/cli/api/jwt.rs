@@ -21,6 +21,7 @@ use tonic::{Code, Status};
 use super::fetch::{Fault, timeout};
 use super::request;
 use crate::cli::output::{Output, json_line, known, print};
+use crate::cli::refused_flag;
 use crate::cli::socket::{Connection, Socket};
 
 const FETCH_HELP: &str = "\
@@ -39,7 +40,7 @@ Examples:
     finial-agent api validate jwt -audience reports -svid \"$TOKEN\"";
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = FETCH_HELP)]
+#[command(display_name = "fetch jwt", after_help = FETCH_HELP)]
 pub struct FetchJwt {
     #[command(flatten)]
     socket: Socket,
@@ -60,7 +61,7 @@ pub struct FetchJwt {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = VALIDATE_HELP)]
+#[command(display_name = "validate jwt", after_help = VALIDATE_HELP)]
 pub struct ValidateJwt {
     #[command(flatten)]
     socket: Socket,
@@ -79,15 +80,17 @@ pub struct ValidateJwt {
 
 impl FetchJwt {
     pub async fn run(self) -> ExitCode {
-        exit(self.fetch(&Clock::wall()).await)
+        match self.output.format_after(&self.format) {
+            Ok(format) => exit(self.fetch(format, &Clock::wall()).await),
+            Err(text) => refused_flag(&text),
+        }
     }
 
-    async fn fetch(&self, clock: &Clock) -> Result<String, Fault> {
-        let format = self.output.format_after(&self.format).map_err(Fault)?;
+    async fn fetch(&self, format: OutputFormat, clock: &Clock) -> Result<String, Fault> {
+        let connection = self.socket.connect().map_err(|error| Fault(error.to_string()))?;
         // The last one counts, as in SPIRE.
         let audience = self.audience.last().ok_or_else(|| Fault("audience must be specified".to_owned()))?;
         let audience = audience.split(',').map(str::to_owned).collect();
-        let connection = self.socket.connect().map_err(|error| Fault(error.to_string()))?;
 
         let mut client = SpiffeWorkloadApiClient::new(connection.channel.clone());
         let first = async {
@@ -117,11 +120,14 @@ impl FetchJwt {
 
 impl ValidateJwt {
     pub async fn run(self) -> ExitCode {
-        exit(self.validate(&Clock::wall()).await)
+        match self.output.format() {
+            Ok(format) => exit(self.validate(format, &Clock::wall()).await),
+            Err(text) => refused_flag(&text),
+        }
     }
 
-    async fn validate(&self, clock: &Clock) -> Result<String, Fault> {
-        let format = self.output.format().map_err(Fault)?;
+    async fn validate(&self, format: OutputFormat, clock: &Clock) -> Result<String, Fault> {
+        let connection = self.socket.connect().map_err(|error| Fault(error.to_string()))?;
         let given = |name: &str, value: &Option<String>| {
             value
                 .clone()
@@ -130,7 +136,6 @@ impl ValidateJwt {
         };
         let audience = given("audience", &self.audience)?;
         let svid = given("svid", &self.svid)?;
-        let connection = self.socket.connect().map_err(|error| Fault(error.to_string()))?;
         let mut client = SpiffeWorkloadApiClient::new(connection.channel.clone());
         let asked = client.validate_jwtsvid(request(ValidateJwtsvidRequest { audience, svid }));
         let answer = within(clock, self.timeout, asked).await;

@@ -30,7 +30,7 @@ Examples:
     finial-agent api watch -socketPath /run/spire/agent.sock";
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
+#[command(display_name = "watch", after_help = HELP)]
 pub struct Watch {
     #[command(flatten)]
     socket: Socket,
