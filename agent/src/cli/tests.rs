@@ -79,7 +79,7 @@ fn every_flag_and_verb_is_explained() {
     check(&Program::command(), "finial-agent");
     let help = parse(&["api", "fetch", "-h"]).unwrap_err();
     assert_eq!(help.code, 0);
-    assert!(help.text.starts_with("Usage of api fetch x509:\n  -instance string\n"), "{}", help.text);
+    assert!(help.text.starts_with("Usage of fetch x509:\n  -instance string\n"), "{}", help.text);
     assert!(help.text.contains("\nExamples:\n    finial-agent api fetch\n"), "{}", help.text);
 }
 
