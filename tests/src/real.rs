@@ -24,6 +24,8 @@ pub struct Programs {
     server_plugins: String,
     /// Further keys of the server's block `server`.
     pub server_keys: String,
+    /// Further blocks beside it.
+    pub server_blocks: String,
     /// Where the agent finds the server, if not at its own port.
     pub agent_dials: Option<u16>,
 }
@@ -41,6 +43,7 @@ impl Programs {
             agent: None,
             server_plugins,
             server_keys: String::new(),
+            server_blocks: String::new(),
             agent_dials: None,
         }
     }
@@ -174,6 +177,7 @@ impl Programs {
     pub fn server_configuration(&self) -> String {
         let folder = self.folder.path().display();
         let (port, plugins, keys) = (self.port, &self.server_plugins, &self.server_keys);
+        let blocks = &self.server_blocks;
         format!(
             r#"
 server {{
@@ -200,6 +204,7 @@ plugins {{
     }}
     {plugins}
 }}
+{blocks}
 "#
         )
     }

@@ -3,6 +3,8 @@
 //! `golden.txt` has a line for each family of SPIRE 1.15.3: program, type, name, labels. It was captured by `scenario.sh`, as
 //! docs/operations.md says.
 
+mod tls;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
