@@ -194,12 +194,18 @@ impl Keeper {
                 Some(News::NotBelieved(text)) => {
                     let is_new = self.last_sync.success().is_none();
                     let is_patient = is_new && self.clock.monotonic().saturating_sub(started) < PATIENCE;
-                    if !self.rebootstraps() && !is_patient {
-                        return Err(KeepError::NotBelieved(text));
-                    }
-                    if self.rebootstraps() && self.is_time_to_rebootstrap().await? {
-                        self.first_trust.start_over().await?;
-                        return Err(KeepError::Rebootstraps);
+                    if self.rebootstraps() {
+                        if self.is_time_to_rebootstrap().await? {
+                            self.first_trust.start_over().await?;
+                            return Err(KeepError::Rebootstraps);
+                        }
+                    } else if !is_patient {
+                        let error = KeepError::NotBelieved(text);
+                        // Another server in the place of ours must not take the node's workloads down.
+                        if is_new || !self.is_good() {
+                            return Err(error);
+                        }
+                        tracing::error!(%error, "The server is not believed; serving until this agent's SVID ends");
                     }
                     continue;
                 }
@@ -233,6 +239,11 @@ impl Keeper {
             self.first_trust.succeeded().await?;
         }
         Ok(self.identity.own().is_some_and(|own| own.reattestable))
+    }
+
+    /// Whether the SVID in use has not ended.
+    fn is_good(&self) -> bool {
+        self.identity.own().is_some_and(|own| own.svid.not_after() > self.clock.now())
     }
 
     fn rebootstraps(&self) -> bool {

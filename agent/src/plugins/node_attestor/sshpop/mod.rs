@@ -43,9 +43,6 @@ pub(super) fn configure(section: Section, _given: &Given) -> Result<Arc<dyn Node
         key: path("host_key_path", DEFAULT_KEY),
         certificate: path("host_cert_path", DEFAULT_CERTIFICATE),
     };
-    if let Err(error) = files.load() {
-        section.problem_here(error);
-    }
     section.finish()?;
     Ok(Arc::new(files))
 }

@@ -91,8 +91,9 @@ async fn a_renewed_certificate_is_taken_up() {
     assert!(matches!(attestor.begin().await.err().unwrap(), NodeAttestorFault::NotReady { .. }));
 }
 
-#[test]
-fn settings_are_refused_in_spires_words() {
+/// Files are looked at when they are needed: what is checked elsewhere than on the node is the text alone.
+#[tokio::test]
+async fn settings_and_files_are_refused_in_spires_words() {
     let folder = tempfile::tempdir().unwrap();
     let other = tempfile::tempdir().unwrap();
     for folder in [&folder, &other] {
@@ -122,7 +123,12 @@ fn settings_are_refused_in_spires_words() {
         (data(at, "key", "other-cert.pub"), "it is not for the key in"),
         (format!("{}\nfoo = 1", data(at, "key", "key-cert.pub")), "foo"),
     ] {
-        let error = configured(&data).err().unwrap_or_else(|| panic!("{data} passes"));
+        let error = match configured(&data) {
+            Ok(attestor) => {
+                attestor.begin().await.err().unwrap_or_else(|| panic!("{data} passes")).to_string()
+            }
+            Err(error) => error,
+        };
         assert!(error.contains(text), "{error} and not {text}");
     }
 }

@@ -65,15 +65,11 @@ pub(super) fn configure(section: Section, _given: &Given) -> Result<Arc<dyn Node
             }
         }
         if let (Some(key), Some(certificate)) = (key, certificate) {
-            let files = Files {
+            source = Some(Source::Files(Files {
                 certificate: certificate.into(),
                 key: key.into(),
                 intermediates: intermediates.map(PathBuf::from),
-            };
-            match files.load() {
-                Ok(_) => source = Some(Source::Files(files)),
-                Err(error) => section.problem_here(error),
-            }
+            }));
         }
     }
     let missing =

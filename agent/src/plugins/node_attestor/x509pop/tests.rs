@@ -118,8 +118,9 @@ fn intermediates_follow_the_certificate() {
     assert_eq!(files.load().unwrap().chain.len(), 3);
 }
 
-#[test]
-fn settings_are_refused_in_spires_words() {
+/// Files are looked at when they are needed: what is checked elsewhere than on the node is the text alone.
+#[tokio::test]
+async fn settings_and_files_are_refused_in_spires_words() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), &KeyPair::generate().unwrap());
     let other = tempfile::tempdir().unwrap();
@@ -149,7 +150,12 @@ fn settings_are_refused_in_spires_words() {
         ("spiffe_endpoint_socket = \"tcp://localhost:1\"".to_owned(), "needs an IP address and a port"),
         (format!("{good}\nfoo = 1"), "foo"),
     ] {
-        let error = configured(&data).err().unwrap_or_else(|| panic!("{data} passes"));
+        let error = match configured(&data) {
+            Ok(attestor) => {
+                attestor.begin().await.err().unwrap_or_else(|| panic!("{data} passes")).to_string()
+            }
+            Err(error) => error,
+        };
         assert!(error.contains(text), "{error} and not {text}");
     }
     configured(&good).unwrap();
