@@ -122,6 +122,8 @@ async fn a_server_that_comes_back_in_time_is_the_old_one() {
     let kept = tempfile::tempdir().unwrap();
     let move_all = |from: &std::path::Path, to: &std::path::Path| {
         for name in ["keys.json", "datastore.sqlite3", "datastore.sqlite3-wal", "datastore.sqlite3-shm"] {
+            // What the other server left of this name would be taken for part of the database.
+            let _ = std::fs::remove_file(to.join(name));
             if from.join(name).exists() {
                 std::fs::copy(from.join(name), to.join(name)).unwrap();
                 std::fs::remove_file(from.join(name)).unwrap();

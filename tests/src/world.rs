@@ -175,13 +175,23 @@ impl World {
         Ok(())
     }
 
-    /// Stops the server and waits for its end. Nobody listens any more.
+    /// Stops the server and waits for its end. Nobody listens any more, and its files are closed.
     pub async fn stop_server(&mut self) {
         let server = self.server.take().expect("a server runs");
         self.api.hang_up();
         self.admin.hang_up();
         server.handles.stop.cancel();
         server.task.await.unwrap().unwrap();
+        drop(server.handles);
+        // The last connection to the database may be closed by a thread that still works; then its lock is free.
+        let lock = self.folder.path().join("datastore.sqlite3.finial-lock");
+        let waited = tokio::task::spawn_blocking(move || {
+            let file = std::fs::File::open(lock).unwrap();
+            nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
+                .map(drop)
+                .map_err(|(_, errno)| errno)
+        });
+        waited.await.unwrap().unwrap();
     }
 
     /// Writes the server's bundle to a file for agents to believe it by.

@@ -63,8 +63,8 @@ pub struct Rebootstrap {
 pub enum News {
     /// What the server thinks of this agent.
     Denied(Denial),
-    /// The server is not believed, with the reason.
-    NotBelieved(String),
+    /// The server is not believed: the reason, and when that was seen.
+    NotBelieved { text: String, at: SystemTime },
 }
 
 /// Why the agent can't go on.
@@ -124,9 +124,9 @@ pub struct Keeper {
 
 impl News {
     /// What the error says beyond that one call.
-    pub fn of(error: &CallError) -> Option<News> {
+    pub fn of(error: &CallError, at: SystemTime) -> Option<News> {
         if error.is_unknown_authority() {
-            return Some(News::NotBelieved(error.to_string()));
+            return Some(News::NotBelieved { text: error.to_string(), at });
         }
         error.denial().map(News::Denied)
     }
@@ -191,7 +191,11 @@ impl Keeper {
             let was_denied = news.is_some();
             let done = match news {
                 Some(News::Denied(denial)) => self.act_on(denial).await,
-                Some(News::NotBelieved(text)) => {
+                // Told late: it has been believed since.
+                Some(News::NotBelieved { at, .. }) if self.last_sync.success().is_some_and(|last| last >= at) => {
+                    continue;
+                }
+                Some(News::NotBelieved { text, .. }) => {
                     let is_new = self.last_sync.success().is_none();
                     let is_patient = is_new && self.clock.monotonic().saturating_sub(started) < PATIENCE;
                     if self.rebootstraps() {

@@ -81,7 +81,7 @@ impl Entries {
                 }
                 Err(error) => {
                     tracing::error!(%error, "Synchronize failed");
-                    if let Some(news) = News::of(&error) {
+                    if let Some(news) = News::of(&error, self.clock.now()) {
                         // The keeper ends the program or brings a new SVID; either way it is the one to act.
                         let _ = self.news.send(news).await;
                     }

@@ -41,7 +41,7 @@ impl JwtSvids {
         let answer = self.fetch(&request).await;
         if let Err(error) = &answer {
             tracing::error!(entry_id = request.entry.id, spiffe_id = %request.entry.spiffe_id, %error, "Failed to fetch JWT SVID");
-            if let Some(news @ News::Denied(_)) = News::of(error) {
+            if let Some(news) = error.denial().map(News::Denied) {
                 // The keeper is the one to act.
                 let _ = self.news.send(news).await;
             }

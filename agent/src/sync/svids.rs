@@ -97,7 +97,7 @@ impl Svids {
                 Err(error) => {
                     tracing::error!(%error, "Failed to fetch updated SVIDs");
                     batch.failed();
-                    if let Some(news @ News::Denied(_)) = News::of(&error) {
+                    if let Some(news) = error.denial().map(News::Denied) {
                         // The keeper is the one to act.
                         let _ = self.news.send(news).await;
                     }

@@ -170,8 +170,9 @@ impl Found {
             return Err(StoreError::HalfMigrated { detail: "table migrations is empty".to_owned() });
         };
         if version > SCHEMA_VERSION {
-            // SPIRE promises that a release works on the schema of the next minor one, for upgrades server by server.
-            if !within_one_minor(&code_version) {
+            // SPIRE promises that a release works on the schema of the next minor one, for upgrades server by server. Who
+            // else has made a newer schema is unknown.
+            if !is_next_minor(&code_version) {
                 return Err(StoreError::NewerSchema {
                     owner: "SPIRE",
                     found: version,
@@ -284,11 +285,11 @@ fn wrong_trust_domain(found: String, trust_domain: &TrustDomain) -> StoreError {
     StoreError::WrongTrustDomain { found, configured: trust_domain.name().to_owned() }
 }
 
-/// Whether a release is of the same minor version as [`CODE_VERSION`], or one before or after.
-fn within_one_minor(code_version: &str) -> bool {
+/// Whether a release is of the minor version after that of [`CODE_VERSION`].
+fn is_next_minor(code_version: &str) -> bool {
     match (release(code_version), release(CODE_VERSION)) {
         (Some((major, minor, ..)), Some((our_major, our_minor, ..))) => {
-            major == our_major && minor.abs_diff(our_minor) <= 1
+            major == our_major && minor == our_minor + 1
         }
         _ => false,
     }
