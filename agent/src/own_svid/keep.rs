@@ -192,7 +192,9 @@ impl Keeper {
             let done = match news {
                 Some(News::Denied(denial)) => self.act_on(denial).await,
                 // Told late: it has been believed since.
-                Some(News::NotBelieved { at, .. }) if self.last_sync.success().is_some_and(|last| last >= at) => {
+                Some(News::NotBelieved { at, .. })
+                    if self.last_sync.success().is_some_and(|last| last >= at) =>
+                {
                     continue;
                 }
                 Some(News::NotBelieved { text, .. }) => {
