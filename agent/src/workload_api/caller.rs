@@ -153,3 +153,7 @@ impl Caller {
 fn attestation_failed() -> Status {
     Status::unavailable("workload attestation failed")
 }
+/// Whether the caller is this very process, which looks at its own health: what it meets is no workload's trouble.
+pub(super) fn is_this_agent(pid: u32) -> bool {
+    pid == std::process::id()
+}

@@ -14,7 +14,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use super::caller::Caller;
+use super::caller::{Caller, is_this_agent};
 
 /// SPIRE counts an open call of these services as a connection of the API.
 const APIS: [(&str, &str); 5] = [
@@ -147,7 +147,7 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Answer<S::Error> {
         let caller = request.extensions().get::<Caller>();
-        let is_ourselves = caller.is_some_and(|caller| caller.pid() == std::process::id());
+        let is_ourselves = caller.is_some_and(|caller| is_this_agent(caller.pid()));
         let path = request.uri().path();
         let counted = match self.calls.begin(path) {
             Some(call) if is_ourselves => {

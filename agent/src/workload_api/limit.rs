@@ -11,6 +11,8 @@ use finial_daemon::clock::Clock;
 use finial_identity::selector::Selector;
 use tonic::Status;
 
+use super::caller::is_this_agent;
+
 /// How often full buckets are looked for, to forget them.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -59,7 +61,7 @@ impl Limits {
     /// Counts a call of the process `pid`, whose selectors (sorted) these are.
     pub(crate) fn take(&self, method: Method, pid: u32, selectors: &[Selector]) -> Result<(), Status> {
         let rate = self.rate(method);
-        if rate == 0 || pid == std::process::id() {
+        if rate == 0 || is_this_agent(pid) {
             return Ok(());
         }
         let now = self.clock.monotonic();

@@ -13,6 +13,7 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::caller::is_this_agent;
 use super::{
     WorkloadApi,
     caller::Caller,
@@ -78,7 +79,7 @@ impl Calls {
             match pushes.next().await {
                 Ok(message) => Some((Ok(message), Some((pushes, told)))),
                 Err(status) => {
-                    if status.code() == tonic::Code::PermissionDenied {
+                    if status.code() == tonic::Code::PermissionDenied && !is_this_agent(pid) {
                         tracing::error!(pid, registered = false, selectors = told, "No identity issued");
                     }
                     Some((Err(status), None))
@@ -174,7 +175,8 @@ impl SpiffeWorkloadApi for Calls {
             () = self.shutdown.cancelled() => Err(Status::unavailable("the agent is stopping")),
         };
         caller.check_alive()?;
-        if answer.as_ref().is_err_and(|status| status.code() == tonic::Code::PermissionDenied) {
+        let is_denied = |status: &Status| status.code() == tonic::Code::PermissionDenied;
+        if answer.as_ref().is_err_and(is_denied) && !is_this_agent(caller.pid()) {
             let told = loggable(&selectors, &self.api.rules.log_selectors);
             tracing::error!(pid = caller.pid(), registered = false, selectors = told, "No identity issued");
         }

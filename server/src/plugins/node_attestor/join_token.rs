@@ -47,7 +47,7 @@ impl NodeAttestor for JoinTokens {
             Ok(Taken::Valid) => {}
             Ok(Taken::Expired) => return Err(refused(EXPIRED)),
             Ok(Taken::Missing) => return Err(refused(UNKNOWN)),
-            Err(error) => return Err(internal("fetch join token", &error)),
+            Err(error) => return Err(AttestorFault::of_store("failed to fetch join token", &error)),
         }
         let agent_id = self.host.trust_domain.agent_id(&format!("/join_token/{token}"));
         let agent_id = agent_id.map_err(|error| internal("create join token ID", &error))?;

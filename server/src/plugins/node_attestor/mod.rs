@@ -19,7 +19,7 @@ use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::SpiffeId;
 use finial_identity::trust_domain::TrustDomain;
 
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 pub use exchange::Exchange;
 
@@ -125,6 +125,13 @@ impl NodeAttestors {
 }
 
 impl AttestorFault {
+    /// The database failed. Where it is and what ails it is for the log alone.
+    pub fn of_store(step: &'static str, error: &StoreError) -> AttestorFault {
+        tracing::error!(%error, step, "Could not ask the database about a node");
+        let code = if error.is_outage() { Code::Unavailable } else { Code::Internal };
+        AttestorFault::new(code, step)
+    }
+
     pub fn new(code: Code, message: impl Into<String>) -> AttestorFault {
         AttestorFault { code, message: message.into() }
     }

@@ -160,7 +160,13 @@ mod tests {
         let refused = fetcher.fetch("localhost", 1, "/").await;
         assert!(matches!(refused, Err(NoAnswer::TimedOut)), "{refused:?}");
         assert!(clock.monotonic() >= LIMIT);
+    }
 
+    /// Real connections, so in real time.
+    #[tokio::test]
+    async fn an_address_needs_no_lookup_and_a_name_gives_its_place_back() {
+        let fetcher = Fetcher::new(Clock::wall());
+        let busy = fetcher.lookups.acquire_many(LOOKUPS as u32).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let web = async {

@@ -202,7 +202,7 @@ impl X509Pop {
             Mode::Spiffe { .. } => {
                 let bundle = self.host.store.bundles().get(&self.host.trust_domain).await;
                 let authorities = bundle
-                    .map_err(|error| failed(&error))?
+                    .map_err(|error| AttestorFault::of_store("failed to get trust bundle", &error))?
                     .map_or(Vec::new(), |found| found.x509_authorities);
                 let links = authorities.iter().map(|authority| Link::read(&authority.der));
                 links.collect::<Result<_, _>>().map_err(|error| failed(&error))
