@@ -146,7 +146,7 @@ async fn beginning(mut body: Incoming) -> Result<Vec<u8>, hyper::Error> {
 mod tests {
     use std::time::UNIX_EPOCH;
 
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -156,7 +156,7 @@ mod tests {
     async fn lookups_take_a_few_threads_and_no_more() {
         let clock = Clock::paused(UNIX_EPOCH);
         let fetcher = Fetcher::new(clock.clone());
-        let busy = fetcher.lookups.acquire_many(LOOKUPS as u32).await.unwrap();
+        let _busy = fetcher.lookups.acquire_many(LOOKUPS as u32).await.unwrap();
         let refused = fetcher.fetch("localhost", 1, "/").await;
         assert!(matches!(refused, Err(NoAnswer::TimedOut)), "{refused:?}");
         assert!(clock.monotonic() >= LIMIT);
@@ -172,6 +172,8 @@ mod tests {
         let web = async {
             for _ in 0..2 {
                 let (mut stream, _) = listener.accept().await.unwrap();
+                // An answer before the question would be none.
+                assert_ne!(stream.read(&mut [0; 1024]).await.unwrap(), 0);
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await.unwrap();
             }
         };
