@@ -115,10 +115,12 @@ const REQUESTS: &[Row] = requests![
     finial::watch::v1::Held,
 ];
 
-/// A method whose request has no row stops the target at once.
+/// A method whose request has no row stops the target at once. Envoy's requests are left out: they carry any structure there
+/// is, and one with a number that is none does not equal itself.
 static COMPLETE: LazyLock<()> = LazyLock::new(|| {
     let asked: BTreeSet<String> = descriptors()
         .services()
+        .filter(|service| !service.full_name().starts_with("envoy."))
         .flat_map(|service| service.methods().map(|m| m.input().full_name().to_owned()).collect::<Vec<_>>())
         .collect();
     let listed: BTreeSet<String> = REQUESTS.iter().map(|(name, _)| name()).collect();
